@@ -1,0 +1,2 @@
+// The agent's executable: everything it does is in the MeshAgent library.
+import MeshAgent
