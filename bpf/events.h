@@ -98,7 +98,7 @@ static __always_inline void fill_sample(struct mesh_sample *sample, struct mesh_
 	if (tcp) {
 		/* Exchanged, so that samples of both directions add up whatever their order. */
 		u64 sent = tcp->bytes_sent - tcp->bytes_retrans;
-		u64 received = tcp->bytes_received;
+		u64 received = tcp->bytes_received - connection->fin_received;
 		u32 retransmits = tcp->total_retrans;
 
 		sample->sent_bytes = sent - __sync_lock_test_and_set(&connection->sent_reported, sent);

@@ -46,7 +46,8 @@ struct mesh_connection {
 	u8 status[12];	/* response direction: "HTTP/1.1 200" as it comes */
 	u8 stamped;	/* the stamp was written and counted */
 	u8 foreign_hdr; /* somebody else wants header-option callbacks too: leave them on */
-	u8 pad[6];
+	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
+	u8 pad[5];
 	u8 trace_id[16];
 };
 

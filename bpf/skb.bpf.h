@@ -430,6 +430,9 @@ static __always_inline void on_end(struct mesh_connection *connection, struct bp
 	}
 	if (connection->adopted)
 		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
+	/* After the samples above: TCP has yet to take it. */
+	if (!egress && (packet->flags & TCP_FIN))
+		connection->fin_received = 1;
 }
 
 static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
