@@ -58,8 +58,10 @@ private struct ConfigurationReader {
     }
 
     func sortedErrors() -> [ConfigurationError] {
-        var sorted = errors.enumerated().sorted { ($0.element.line, $0.offset) < ($1.element.line, $1.offset) }
-            .map(\.element)
+        var sorted = errors.enumerated().sorted {
+            ($0.element.line, $0.offset) < ($1.element.line, $1.offset)
+        }
+        .map(\.element)
         if unreported > 0, let last = sorted.last {
             sorted.append(
                 ConfigurationError(
@@ -82,7 +84,9 @@ private struct ConfigurationReader {
                 ])
         else { return configuration }
         at(fields, "listen") { reader, node in
-            guard let text = reader.string(node, such: "an address such as \"127.0.0.1:9464\"") else { return }
+            guard let text = reader.string(node, such: "an address such as \"127.0.0.1:9464\"") else {
+                return
+            }
             do throws(AddressError) {
                 configuration.listen = try AddressPort(text)
             } catch {
@@ -114,7 +118,8 @@ private struct ConfigurationReader {
             }
             reader.integer(limits, "maxSeries", 100...1_000_000, into: &configuration.limits.maxSeries)
             reader.integer(
-                limits, "maxDiscoveredServices", 0...10_000, into: &configuration.limits.maxDiscoveredServices)
+                limits, "maxDiscoveredServices", 0...10_000, into: &configuration.limits.maxDiscoveredServices
+            )
         }
         at(fields, "breakers") { reader, node in
             guard let breakers = reader.fields(of: node, keys: ["maxOpenShare", "lease"]) else { return }
@@ -148,7 +153,8 @@ private struct ConfigurationReader {
             if !valid {
                 reader.report(
                     node.line,
-                    "\(name.quoted()) is not an interface's name, which has 1 to 15 bytes, no space and no \"/\"")
+                    "\(name.quoted()) is not an interface's name, which has 1 to 15 bytes, no space and no \"/\""
+                )
             } else if !seen.insert(name).inserted {
                 reader.report(node.line, "\(name.quoted()) is listed twice")
             }
@@ -195,8 +201,11 @@ private struct ConfigurationReader {
         var owners: [Endpoint: (service: String, line: Int)] = [:]
         var endpointCount = 0
         let maximum = Configuration.maximumServices
-        let services = list(node, of: "services", maximum: maximum) { reader, node -> Configuration.Service? in
-            guard let fields = reader.fields(of: node, keys: ["name", "endpoints", "breaker"]) else { return nil }
+        let services = list(node, of: "services", maximum: maximum) {
+            reader, node -> Configuration.Service? in
+            guard let fields = reader.fields(of: node, keys: ["name", "endpoints", "breaker"]) else {
+                return nil
+            }
             var service = Configuration.Service(name: "", endpoints: [])
             reader.required(fields, "name") { reader, node in
                 guard let name = reader.string(node, such: "a name") else { return }
@@ -254,8 +263,11 @@ private struct ConfigurationReader {
         if case .array(let elements) = node.content, elements.isEmpty {
             report(node.line, "must have at least one endpoint such as \"10.0.0.1:8443\"")
         }
-        return list(node, of: "endpoints", maximum: Configuration.maximumEndpoints) { reader, node -> Endpoint? in
-            guard let text = reader.string(node, such: "an endpoint such as \"10.0.0.1:8443\"") else { return nil }
+        return list(node, of: "endpoints", maximum: Configuration.maximumEndpoints) {
+            reader, node -> Endpoint? in
+            guard let text = reader.string(node, such: "an endpoint such as \"10.0.0.1:8443\"") else {
+                return nil
+            }
             do throws(AddressError) {
                 let endpoint = try Endpoint(text)
                 if let other = owners.updateValue((owner, node.line), forKey: endpoint) {
@@ -329,7 +341,9 @@ private struct ConfigurationReader {
 
     private mutating func probe(_ node: JSONNode) -> Configuration.Probe {
         var probe = Configuration.Probe()
-        guard let fields = fields(of: node, keys: ["ratio", "interval", "successes", "ramp"]) else { return probe }
+        guard let fields = fields(of: node, keys: ["ratio", "interval", "successes", "ramp"]) else {
+            return probe
+        }
         share(fields, "ratio", into: &probe.ratio)
         duration(fields, "interval", 10 * millisecond...hour, into: &probe.interval)
         integer(fields, "successes", 1...1000, into: &probe.successes)
@@ -357,7 +371,8 @@ private struct ConfigurationReader {
                 statuses.insert(UInt16(status))
             } else {
                 reader.report(
-                    node.line, "\(text.quoted()) is not an HTTP status: write 200 to 599, or \"2xx\" to \"5xx\"")
+                    node.line,
+                    "\(text.quoted()) is not an HTTP status: write 200 to 599, or \"2xx\" to \"5xx\"")
             }
             return nil
         }
@@ -503,7 +518,8 @@ private struct ConfigurationReader {
                     let (low, high) = (range.lowerBound, range.upperBound)
                     reader.report(
                         node.line,
-                        "must be from \(DurationText.format(low)) to \(DurationText.format(high)), not \(text)")
+                        "must be from \(DurationText.format(low)) to \(DurationText.format(high)), not \(text)"
+                    )
                 }
             } catch {
                 reader.report(node.line, error.description)

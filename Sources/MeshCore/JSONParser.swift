@@ -240,7 +240,8 @@ private struct JSONParser {
 
     /// Where `key` was before. A handful of keys is compared one by one; only large objects are worth
     /// a dictionary.
-    private func earlierLine(of key: String, in members: [JSONMember], _ lines: inout [String: Int32]) -> Int? {
+    private func earlierLine(of key: String, in members: [JSONMember], _ lines: inout [String: Int32]) -> Int?
+    {
         let few = 16
         if members.count < few { return members.first { $0.key == key }?.line }
         if lines.isEmpty {
