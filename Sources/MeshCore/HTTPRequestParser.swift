@@ -40,6 +40,9 @@ public struct HTTPRequestParser {
         return requestLine == nil && start == buffer.count ? .idle : .head
     }
 
+    /// Bytes held for requests that are not complete.
+    public var bufferedBytes: Int { buffer.count - start }
+
     /// Takes bytes that were received.
     public mutating func append(_ bytes: some Collection<UInt8>) {
         buffer.append(contentsOf: bytes)
