@@ -142,7 +142,8 @@ public struct HTTPRequestParser {
         fields.append(try field(buffer[line]))
     }
 
-    /// RFC 9112 section 5.1: no blank before the colon; section 5.2: no folded lines, which begin with a blank.
+    /// RFC 9112 section 5.1: no blank before the colon; section 5.2: no folded lines, which begin with a
+    /// blank.
     private func field(_ line: ArraySlice<UInt8>) throws(HTTPParseError) -> HTTPRequest.Field {
         guard let colon = line.firstIndex(of: UInt8(ascii: ":")), colon > line.startIndex,
             line[..<colon].allSatisfy(isTokenByte)
