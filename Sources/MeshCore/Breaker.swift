@@ -116,11 +116,12 @@ public struct Breaker: Sendable {
     /// What the kernel should know now. Write it when it differs from what was last written.
     public var kernelWord: BreakerKernelWord {
         BreakerKernelWord(
-            state: automaticState, mode: policy.mode, forced: override?.forced, drain: policy.drain, alert: alert,
+            state: automaticState, mode: policy.mode, forced: override?.forced, drain: policy.drain,
+            alert: alert,
             probeShare: probeShare >= 1 ? .max : UInt32(probeShare * 4_294_967_296),
             openUntil: automaticState == .open ? openUntil : 0, probeInterval: policy.probeInterval,
             overrideUntil: override?.expiresAt ?? 0, slow: policy.slowCallDuration,
-            urgentClasses: policy.failureStatuses.classes)
+            urgentClasses: policy.failureStatuses.classMask)
     }
 
     // MARK: - What happens to it
@@ -148,9 +149,9 @@ public struct Breaker: Sendable {
     /// Takes in the outcome of an attempt that ended at `now`, after the moves whose time had come by then
     /// (`tick`). `mayOpen` is `BreakerOpenShare.mayOpen`; a breaker that reopens does not need it. Up to
     /// three transitions come back, oldest first, almost always none.
-    public mutating func record(
-        _ outcome: BreakerOutcome, at now: UInt64, mayOpen: Bool
-    ) -> [BreakerTransition] {
+    public mutating func record(_ outcome: BreakerOutcome, at now: UInt64, mayOpen: Bool)
+        -> [BreakerTransition]
+    {
         guard policy.mode != .off else { return [] }
         var transitions = tick(now)
         let began = now > outcome.duration ? now - outcome.duration : 0
@@ -245,7 +246,8 @@ public struct Breaker: Sendable {
         _ reason: BreakerReason, at now: UInt64, _ transitions: inout [BreakerTransition]
     ) {
         let base = min(policy.openFor, policy.maxOpenFor)
-        let doubled = reopened >= UInt32(base.leadingZeroBitCount) ? policy.maxOpenFor : base << UInt64(reopened)
+        let fits = reopened < UInt32(base.leadingZeroBitCount)
+        let doubled = fits ? base << UInt64(reopened) : policy.maxOpenFor
         let jitter = random.next() % (doubled / 10 + 1)
         let duration = min(saturatingSum(doubled, jitter), policy.maxOpenFor)
         change(reason, at: now, &transitions) {

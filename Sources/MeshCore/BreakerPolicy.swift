@@ -1,44 +1,5 @@
 // What a person configures about a breaker, in the units that the state machine works with.
 
-/// A set of HTTP statuses from 100 to 599, as bits.
-public struct BreakerStatusSet: Equatable, Sendable {
-    private var bits = SIMD8<UInt64>(repeating: 0)
-
-    /// The empty set.
-    public init() {}
-
-    /// The statuses of the given classes: `BreakerStatusSet(classes: 5)` is 500 to 599. A class that is
-    /// not 1 to 5 adds nothing.
-    public init(classes: Int...) {
-        for number in classes where (1...5).contains(number) {
-            for status in number * 100..<number * 100 + 100 { insert(UInt16(status)) }
-        }
-    }
-
-    /// Adds one status; false (and nothing added) if it is not within 100 to 599.
-    @discardableResult
-    public mutating func insert(_ status: UInt16) -> Bool {
-        guard (100...599).contains(status) else { return false }
-        let bit = Int(status - 100)
-        bits[bit >> 6] |= 1 << UInt64(bit & 63)
-        return true
-    }
-
-    /// Whether the status is in the set; false for any number outside 100 to 599.
-    public func contains(_ status: UInt16) -> Bool {
-        guard (100...599).contains(status) else { return false }
-        let bit = Int(status - 100)
-        return bits[bit >> 6] >> UInt64(bit & 63) & 1 == 1
-    }
-
-    /// Bit n is set if the set holds a status of class nxx: `mesh_breaker.urgent_classes`.
-    public var classes: UInt32 {
-        var mask: UInt32 = 0
-        for status in UInt16(100)...599 where contains(status) { mask |= 1 << UInt32(status / 100) }
-        return mask
-    }
-}
-
 /// How a breaker behaves. Durations are nanoseconds, rates shares from 0 to 1. The defaults are those of
 /// a `breaker` object with nothing in it.
 public struct BreakerPolicy: Equatable, Sendable {
@@ -72,7 +33,7 @@ public struct BreakerPolicy: Equatable, Sendable {
     /// It trips when this many failures came in a row; 0: never for that.
     public var consecutiveFailures: UInt32 = 5
     /// Responses with these statuses are failures.
-    public var failureStatuses = BreakerStatusSet(classes: 5)
+    public var failureStatuses = Configuration.StatusSet.serverErrors
     /// A request that took this long is a slow call; 0: none is.
     public var slowCallDuration: UInt64 = 0
     /// It trips when this share of the window's requests were slow; 0: never for that.
@@ -94,6 +55,34 @@ public struct BreakerPolicy: Equatable, Sendable {
 
     /// A policy with the defaults.
     public init() {}
+
+    /// The policy that a service's configuration asks for; without a breaker, the mode is `off`.
+    public init(_ configuration: Configuration.Breaker?) {
+        guard let configuration else {
+            mode = .off
+            return
+        }
+        mode =
+            switch configuration.mode {
+            case .enforce: .enforce
+            case .observe: .observe
+            case .off: .off
+            }
+        window = configuration.window
+        minimumRequests = UInt64(clamping: configuration.minimumRequests)
+        failureRate = configuration.failureRate
+        consecutiveFailures = UInt32(clamping: configuration.consecutiveFailures)
+        failureStatuses = configuration.failureStatuses
+        slowCallDuration = configuration.slowCallDuration ?? 0
+        slowCallRate = configuration.slowCallRate
+        openFor = configuration.openFor
+        maxOpenFor = configuration.maxOpenFor
+        probeRatio = configuration.probe.ratio
+        probeInterval = configuration.probe.interval
+        probeSuccesses = UInt32(clamping: configuration.probe.successes)
+        ramp = configuration.probe.ramp
+        drain = configuration.established == .drain
+    }
 
     /// Whether slow calls can trip the breaker.
     public var watchesSlowCalls: Bool { slowCallDuration > 0 && slowCallRate > 0 }

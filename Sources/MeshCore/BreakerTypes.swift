@@ -78,7 +78,9 @@ public struct BreakerOutcome: Equatable, Sendable {
     public var duration: UInt64
 
     /// An outcome from its parts; `duration` in nanoseconds.
-    public init(failure: Bool, slow: Bool = false, probe: Bool = false, connect: Bool = false, duration: UInt64 = 0) {
+    public init(
+        failure: Bool, slow: Bool = false, probe: Bool = false, connect: Bool = false, duration: UInt64 = 0
+    ) {
         self.failure = failure
         self.slow = slow
         self.probe = probe

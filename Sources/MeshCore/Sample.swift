@@ -133,8 +133,8 @@ public struct Sample: Equatable, Sendable {
     public var sentBytes: UInt32
     /// Payload bytes received since this connection's last sample.
     public var receivedBytes: UInt32
-    /// The trace ID, or `.none`.
-    public var traceID: TraceID
+    /// The trace ID; nil if it is unknown.
+    public var traceID: TraceID?
 
     /// How many bytes a sample has.
     public static let length = 64
@@ -143,9 +143,10 @@ public struct Sample: Equatable, Sendable {
 
     /// A sample from its parts, for tests and tools; the decoder is `init(record:)`.
     public init(
-        kind: Kind, role: Role, wireProtocol: WireProtocol = .tcp, outcome: Outcome = .ok, status: UInt16 = 0,
-        flags: Flags = [], service: UInt32 = 0, retransmits: UInt32 = 0, workload: UInt64 = 0, time: UInt64 = 0,
-        duration: UInt64 = 0, sentBytes: UInt32 = 0, receivedBytes: UInt32 = 0, traceID: TraceID = .none
+        kind: Kind, role: Role, wireProtocol: WireProtocol = .tcp, outcome: Outcome = .ok,
+        status: UInt16 = 0, flags: Flags = [], service: UInt32 = 0, retransmits: UInt32 = 0,
+        workload: UInt64 = 0, time: UInt64 = 0, duration: UInt64 = 0, sentBytes: UInt32 = 0,
+        receivedBytes: UInt32 = 0, traceID: TraceID? = nil
     ) {
         self.kind = kind
         self.role = role
@@ -191,11 +192,11 @@ public struct Sample: Equatable, Sendable {
     }
 
     /// The value of the label `code` as a number: the HTTP status, else the outcome's raw value (0 to 5).
-    @inlinable public var code: UInt16 { status != 0 ? status : UInt16(outcome.rawValue) }
+    public var code: UInt16 { status != 0 ? status : UInt16(outcome.rawValue) }
 
     /// Whether a breaker with these failure statuses sees a failure in it: only requests and connects
     /// can be one.
-    @inlinable public func isFailure(_ statuses: BreakerStatusSet) -> Bool {
+    public func isFailure(_ statuses: Configuration.StatusSet) -> Bool {
         guard kind == .request || kind == .connect else { return false }
         return outcome != .ok || (status != 0 && statuses.contains(status))
     }
@@ -213,31 +214,12 @@ public struct Sample: Equatable, Sendable {
     }
 }
 
-/// A 16-byte address as the ABI has it; IPv4 is v4-mapped IPv6.
-public struct SampleAddress: Hashable, Sendable {
-    /// The first eight bytes, as a big-endian number.
-    public var high: UInt64
-    /// The last eight bytes, as a big-endian number.
-    public var low: UInt64
-
-    /// An address from its two halves, each a big-endian number.
-    public init(high: UInt64, low: UInt64) {
-        self.high = high
-        self.low = low
-    }
-
-    init(_ record: UnsafeRawBufferPointer, at offset: Int) {
-        high = UInt64(bigEndian: record.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
-        low = UInt64(bigEndian: record.loadUnaligned(fromByteOffset: offset + 8, as: UInt64.self))
-    }
-}
-
 /// The two ends of the connection that a sample is about.
 public struct SampleTuple: Equatable, Sendable {
     /// This node's end.
-    public var localAddress: SampleAddress
+    public var localAddress: IPAddress
     /// The other end.
-    public var remoteAddress: SampleAddress
+    public var remoteAddress: IPAddress
     /// This node's port.
     public var localPort: UInt16
     /// The other end's port.
@@ -248,8 +230,8 @@ public struct SampleTuple: Equatable, Sendable {
     /// Decodes the tail of a 112-byte record; nil for a record of any other length.
     public init?(record: UnsafeRawBufferPointer) {
         guard record.count == Sample.flowLength else { return nil }
-        localAddress = SampleAddress(record, at: 64)
-        remoteAddress = SampleAddress(record, at: 80)
+        localAddress = IPAddress(record, at: 64)
+        remoteAddress = IPAddress(record, at: 80)
         localPort = record.loadUnaligned(fromByteOffset: 96, as: UInt16.self)
         remotePort = record.loadUnaligned(fromByteOffset: 98, as: UInt16.self)
         netns = record.loadUnaligned(fromByteOffset: 104, as: UInt64.self)
@@ -265,7 +247,7 @@ public struct SampleDiscovery: Equatable, Sendable {
     /// The new service's ID.
     public var service: UInt32
     /// The destination's address.
-    public var address: SampleAddress
+    public var address: IPAddress
     /// When.
     public var time: UInt64
 
@@ -281,7 +263,16 @@ public struct SampleDiscovery: Equatable, Sendable {
         self.role = role
         port = record.loadUnaligned(fromByteOffset: 2, as: UInt16.self)
         service = record.loadUnaligned(fromByteOffset: 4, as: UInt32.self)
-        address = SampleAddress(record, at: 8)
+        address = IPAddress(record, at: 8)
         time = record.loadUnaligned(fromByteOffset: 24, as: UInt64.self)
+    }
+}
+
+extension IPAddress {
+    /// The address at an offset of a record that is long enough.
+    fileprivate init(_ record: UnsafeRawBufferPointer, at offset: Int) {
+        self.init(
+            high: UInt64(bigEndian: record.loadUnaligned(fromByteOffset: offset, as: UInt64.self)),
+            low: UInt64(bigEndian: record.loadUnaligned(fromByteOffset: offset + 8, as: UInt64.self)))
     }
 }
