@@ -173,7 +173,9 @@ private let second: UInt64 = 1_000_000_000
         let none = try breaker("{\"failureStatuses\": []}").failureStatuses
         #expect(none.classMask == 0)
         #expect(!none.contains(500))
-        #expect(!Configuration.StatusSet.serverErrors.contains(65535))
+        let serverErrors = Configuration.StatusSet.serverErrors
+        #expect((0...1000).filter { serverErrors.contains(UInt16($0)) } == Array(500...599))
+        #expect(!serverErrors.contains(65535))
     }
 
     @Test(

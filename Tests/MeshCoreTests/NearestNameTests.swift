@@ -16,7 +16,8 @@ import Testing
             ("pyaments", ["payments-db", "payments"], "payments"),
             ("completely", ["different", "words"], nil), ("x", ["y"], nil), ("", ["a"], nil),
             ("abc", [], nil),
-            ("a", [""], nil), ("zzz", ["abc"], nil), ("same", ["same"], "same"), ("café", ["cafe"], "cafe"),
+            ("a", [""], nil), ("zzz", ["abc"], nil), ("kitten", ["sitting"], nil),
+            ("kittne", ["sitten"], "sitten"), ("same", ["same"], "same"), ("café", ["cafe"], "cafe"),
         ] as [(String, [String], String?)])
     func suggest(word: String, names: [String], expected: String?) {
         #expect(NearestName.suggest(word, from: names) == expected)
