@@ -31,7 +31,7 @@ public enum KernelProbe {
         LoadLog.start()
         // What the probes provoke libbpf to say is expected, and not for the next load error.
         defer { _ = LoadLog.take() }
-        let privileges = checkPrivileges()
+        let privileges = checkPrivileges((try? Capabilities.effective()) ?? [])
         var results = [
             privileges, checkVersion(ofRelease: Kernel.release()), checkTypes(), checkCgroup(cgroup),
             checkJIT(),
@@ -44,11 +44,10 @@ public enum KernelProbe {
 
     // MARK: Around eBPF
 
-    private static func checkPrivileges() -> ProbeResult {
+    static func checkPrivileges(_ held: Capabilities) -> ProbeResult {
         let needed: [(Capabilities, String)] = [
             (.bpf, "CAP_BPF"), (.netAdmin, "CAP_NET_ADMIN"), (.perfmon, "CAP_PERFMON"),
         ]
-        let held = (try? Capabilities.effective()) ?? []
         // CAP_SYS_ADMIN stands for the other two, as it did before they were split from it.
         let missing = needed.filter { capability, _ in
             !held.contains(capability) && !(capability != .netAdmin && held.contains(.sysAdmin))
@@ -56,8 +55,7 @@ public enum KernelProbe {
         return ProbeResult(
             name: "privileges", ok: missing.isEmpty, required: true,
             detail: missing.isEmpty
-                ? (getuid() == 0 ? "root" : "the capabilities needed are there")
-                : "missing " + missing.joined(separator: ", "),
+                ? "the capabilities needed are there" : "missing " + missing.joined(separator: ", "),
             remedy: missing.isEmpty ? "" : "run this as root, or give it these capabilities")
     }
 
