@@ -140,12 +140,14 @@ final class HTTPTestClient {
     /// The head of the next response, as status and headers in lower case.
     func head() throws -> Response {
         let lines = try read(through: "\r\n\r\n").components(separatedBy: "\r\n").filter { !$0.isEmpty }
-        let status = lines[0].hasPrefix("HTTP/1.1 ") ? Int(lines[0].dropFirst(9).prefix(3)) : nil
+        guard lines[0].hasPrefix("HTTP/1.1 "), let status = Int(lines[0].dropFirst(9).prefix(3)) else {
+            throw Failure(errno: EBADMSG)
+        }
         let headers = lines.dropFirst().map { line in
             let colon = line.range(of: ": ")!
             return (line[..<colon.lowerBound].lowercased(), String(line[colon.upperBound...]))
         }
-        return Response(status: status ?? 0, headers: Dictionary(uniqueKeysWithValues: headers), body: [])
+        return Response(status: status, headers: Dictionary(uniqueKeysWithValues: headers), body: [])
     }
 
     func response(to method: String = "GET") throws -> Response {
@@ -187,7 +189,7 @@ func gunzip(_ bytes: [UInt8], capacity: Int) -> [UInt8]? {
 
 /// A server on a free TCP port and on a UNIX socket in a directory of its own, with every kind of handler.
 final class HTTPTestServer: Sendable {
-    static let large = [UInt8](repeating: UInt8(ascii: "x"), count: 32 << 20)
+    static let large = [UInt8](repeating: UInt8(ascii: "x"), count: 16 << 20)
 
     let server: HTTPServer
     let port: UInt16
@@ -224,6 +226,12 @@ final class HTTPTestServer: Sendable {
             return .stream(
                 HTTPResponse(contentType: "application/x-ndjson", body: Array("first\n".utf8)),
                 dropped: Array("dropped\n".utf8))
+        }
+        router.add("GET", "/contradiction") { exchange in
+            exchange.reply(.respond(.text("whole")))
+            exchange.send(Array("line\n".utf8))
+            exchange.finish()
+            return .stream(HTTPResponse(), dropped: [])
         }
         directory = NSTemporaryDirectory() + "mesh-http-\(UUID().uuidString.prefix(8))"
         path = directory + "/s"
