@@ -18,7 +18,7 @@ struct ControlClient {
 
     /// Calls the agent and gives its JSON answer.
     func call(_ method: String, _ target: String, body: JSONValue? = nil) throws(Failure) -> JSONValue {
-        var exchange = try Exchange(self, method, target, body)
+        var exchange = try exchange(method, target, body)
         var content: [UInt8] = []
         while !exchange.decoder.isComplete {
             try exchange.receive(until: exchange.deadline)
@@ -32,7 +32,7 @@ struct ControlClient {
 
     /// Asks for a stream of JSON lines, and hands each on as it comes, for as long as they come.
     func follow(_ target: String, _ take: (JSONValue) throws(Failure) -> Void) throws(Failure) -> Never {
-        var exchange = try Exchange(self, "GET", target, nil)
+        var exchange = try exchange("GET", target)
         while !exchange.decoder.hasHead { try exchange.receive(until: exchange.deadline) }
         var pending: [UInt8] = exchange.decoder.takeBody()
         if exchange.decoder.status != 200 || exchange.decoder.mediaType != "application/x-ndjson" {
@@ -58,6 +58,26 @@ struct ControlClient {
             try exchange.receive(until: nil)
             pending += exchange.decoder.takeBody()
         }
+    }
+
+    /// Connects and sends a request.
+    private func exchange(
+        _ method: String, _ target: String, _ body: JSONValue? = nil
+    ) throws(Failure) -> Exchange {
+        let deadline = MonotonicClock.now() + timeout
+        let socket: FileDescriptor
+        do {
+            socket = try FileDescriptor(connectingTo: path, timeout: timeout)
+        } catch {
+            throw noConnection(error)
+        }
+        let content = body?.bytes() ?? []
+        var head = "\(method) \(target) HTTP/1.1\r\nHost: mesh-agent\r\nAccept: application/json\r\n"
+        head += "Connection: close\r\n"
+        if body != nil { head += "Content-Type: application/json\r\nContent-Length: \(content.count)\r\n" }
+        let exchange = Exchange(client: self, socket: socket, deadline: deadline)
+        try exchange.send(Array((head + "\r\n").utf8) + content)
+        return exchange
     }
 
     /// What is behind a complete response: its JSON, or the agent's refusal.
@@ -87,22 +107,7 @@ struct ControlClient {
         let deadline: UInt64
         var decoder = ResponseDecoder()
 
-        init(_ client: ControlClient, _ method: String, _ target: String, _ body: JSONValue?) throws(Failure) {
-            self.client = client
-            deadline = MonotonicClock.now() + client.timeout
-            do {
-                socket = try FileDescriptor(connectingTo: client.path, timeout: client.timeout)
-            } catch {
-                throw client.noConnection(error)
-            }
-            let content = body?.bytes() ?? []
-            var head = "\(method) \(target) HTTP/1.1\r\nHost: mesh-agent\r\nAccept: application/json\r\n"
-            head += "Connection: close\r\n"
-            if body != nil { head += "Content-Type: application/json\r\nContent-Length: \(content.count)\r\n" }
-            try send(Array((head + "\r\n").utf8) + content)
-        }
-
-        private func send(_ bytes: [UInt8]) throws(Failure) {
+        func send(_ bytes: [UInt8]) throws(Failure) {
             var rest = bytes[...]
             while !rest.isEmpty {
                 let transfer: Transfer

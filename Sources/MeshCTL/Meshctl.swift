@@ -23,17 +23,44 @@ struct Meshctl: Sendable {
     /// Carries the command line out, and gives the exit code.
     func run(_ arguments: [String]) -> Int32 {
         do {
-            switch try Invocation.parse(arguments) {
-            case .version: try console.print(["meshctl \(Self.version)"])
-            case .help(let command?): try console.print(Help.command(command))
-            case .help(nil): try console.print(Help.overview())
-            case .run(let invocation): return try Run(console: console, invocation: invocation).perform()
-            }
-            return ExitCode.done
+            return try perform(arguments)
         } catch {
-            report(error, json: Invocation.wantsJSON(arguments))
+            report(error, json: Self.wantsJSON(arguments))
             return error.exitCode
         }
+    }
+
+    private func perform(_ arguments: [String]) throws(Failure) -> Int32 {
+        if arguments.first == "__complete" {
+            try Run(console: console, arguments: parse(Array(arguments.dropFirst()), Catalog.completer)).complete()
+            return ExitCode.done
+        }
+        let parsed = try parse(arguments, Catalog.program)
+        switch parsed.request {
+        case .version: try console.print(["meshctl \(Self.version)"])
+        case .help: try console.write(Catalog.program.help(parsed.command))
+        case .run where parsed.command == ["help"]:
+            // Parsed again as a command, so that a typo is told and not passed over.
+            let wanted = try parse(parsed.operands + ["--help"], Catalog.program)
+            try console.write(Catalog.program.help(wanted.command))
+        case .run: return try Run(console: console, arguments: parsed).perform()
+        }
+        return ExitCode.done
+    }
+
+    private func parse(_ arguments: [String], _ program: ArgumentProgram) throws(Failure) -> Arguments {
+        do {
+            return try program.parse(arguments)
+        } catch {
+            throw .usage(error.description, see: Catalog.commandPath(in: arguments).joined(separator: " "))
+        }
+    }
+
+    /// Whether JSON is asked for, also on a command line that is wrong further on.
+    private static func wantsJSON(_ arguments: [String]) -> Bool {
+        let line = arguments.prefix { $0 != "--" }
+        if line.contains(where: { ["-ojson", "-o=json", "--output=json"].contains($0) }) { return true }
+        return zip(line, line.dropFirst()).contains { ["-o", "--output"].contains($0) && $1 == "json" }
     }
 
     /// Says on standard error what went wrong: in words, or as JSON for programs.
@@ -63,58 +90,58 @@ struct Meshctl: Sendable {
 /// One command being carried out.
 struct Run: Sendable {
     let console: Console
-    let invocation: Invocation
+    let arguments: Arguments
     let client: ControlClient
 
-    init(console: Console, invocation: Invocation) {
+    init(console: Console, arguments: Arguments) {
         self.console = console
-        self.invocation = invocation
-        client = ControlClient(path: invocation.value("control") ?? Catalog.defaultControl)
+        self.arguments = arguments
+        client = ControlClient(path: arguments["control"] ?? Catalog.defaultControl)
     }
 
-    var json: Bool { invocation.value("output") == "json" }
+    var json: Bool { arguments["output"] == "json" }
+
+    private var command: String { arguments.command.joined(separator: " ") }
 
     func perform() throws(Failure) -> Int32 {
-        switch invocation.command.action {
-        case .status:
+        switch command {
+        case "status":
             try show(try client.call("GET", "/v1/status")) { answer, page throws(Failure) in
                 StatusView.lines(try Status(answer), on: page)
             }
-        case .services:
+        case "services":
             try show(try client.call("GET", "/v1/services")) { answer, page throws(Failure) in
                 let rows = try answer.list("services") { row throws(Failure) in try ServiceRow(row) }
                 return Views.services(rows, on: page)
             }
-        case .breakerList:
+        case "breaker list":
             try show(try client.call("GET", "/v1/breakers")) { answer, page throws(Failure) in
                 let breakers = try answer.list("breakers") { row throws(Failure) in try Breaker(row) }
                 return Views.breakers(breakers, on: page, now: Timestamp.now())
             }
-        case .breakerShow:
-            try show(try client.call("GET", breakerTarget)) { answer, page throws(Failure) in
+        case "breaker show":
+            try show(try client.call("GET", breakerTarget())) { answer, page throws(Failure) in
                 Views.breaker(try Breaker(answer), on: page, now: Timestamp.now())
             }
-        case .breakerOpen: try override("open")
-        case .breakerClose: try override("close")
-        case .breakerAuto:
-            try show(try client.call("POST", breakerTarget + "/auto", body: [:])) { answer, page throws(Failure) in
+        case "breaker open": try override("open")
+        case "breaker close": try override("close")
+        case "breaker auto":
+            try show(try client.call("POST", breakerTarget() + "/auto", body: [:])) { answer, page throws(Failure) in
                 Views.overrideDone(try Breaker(answer), on: page, now: Timestamp.now())
             }
-        case .flows: try flows()
-        case .events: try events()
-        case .traceList:
+        case "flows": try flows()
+        case "events": try events()
+        case "trace list":
             try show(try client.call("GET", "/v1/traces")) { answer, page throws(Failure) in
                 let bindings = try answer.list("bindings") { row throws(Failure) in try Binding(row) }
                 return Views.bindings(bindings, on: page, now: Timestamp.now())
             }
-        case .traceBind: try bind()
-        case .traceUnbind: try unbind()
-        case .top: try Top(run: self, options: try topOptions()).perform()
-        case .doctor: return try doctor()
-        case .completion: try console.print(CompletionScript.lines(for: invocation.operands[0]))
-        case .help: try help()
-        case .complete: try complete()
-        case nil: preconditionFailure("a group is no command to carry out")
+        case "trace bind": try bind()
+        case "trace unbind": try unbind()
+        case "top": try Top(run: self, options: try topOptions()).perform()
+        case "doctor": return try doctor()
+        case "completion": try console.write(CompletionScript.text(for: arguments.operands[0]))
+        default: preconditionFailure("the catalog has a command that nothing carries out: \(command)")
         }
         return ExitCode.done
     }
@@ -148,16 +175,20 @@ struct Run: Sendable {
 
     // MARK: breakers
 
-    private var breakerTarget: String { "/v1/breakers/" + percentEncoded(invocation.operands[0]) }
+    /// The path of the breaker that is named.
+    private func breakerTarget() throws(Failure) -> String {
+        guard !arguments.operands[0].isEmpty else { throw usage("SERVICE is empty") }
+        return "/v1/breakers/" + percentEncoded(arguments.operands[0])
+    }
 
     private func override(_ state: String) throws(Failure) {
-        let reason = invocation.value("reason") ?? ""
+        let reason = arguments["reason"] ?? ""
         guard reason.contains(where: { !$0.isWhitespace }) else {
             throw usage("--reason is empty: say why, for those who find the breaker \(state == "open" ? "open" : "closed")")
         }
         let seconds = try duration("for") ?? 900
         let answer = try client.call(
-            "POST", "\(breakerTarget)/\(state)", body: ["reason": .string(reason), "for_seconds": .number(seconds)])
+            "POST", "\(breakerTarget())/\(state)", body: ["reason": .string(reason), "for_seconds": .number(seconds)])
         try show(answer) { answer, page throws(Failure) in
             Views.overrideDone(try Breaker(answer), on: page, now: Timestamp.now())
         }
@@ -171,9 +202,9 @@ struct Run: Sendable {
 
     private func flows() throws(Failure) {
         var query: [String] = []
-        if let service = invocation.value("service") { query.append("service=" + percentEncoded(service)) }
+        if let service = arguments["service"] { query.append("service=" + percentEncoded(service)) }
         if let trace = try traceID() { query.append("trace=" + trace) }
-        guard !invocation.has("follow") else {
+        guard !arguments.has("follow") else {
             let table = Views.flowTable
             if !json {
                 let page = console.page()
@@ -186,7 +217,7 @@ struct Run: Sendable {
         let target = "/v1/flows" + (query.isEmpty ? "" : "?" + query.joined(separator: "&"))
         try show(try client.call("GET", target)) { answer, page throws(Failure) in
             let connections = try answer.list("connections") { row throws(Failure) in try Connection(row) }
-            if connections.isEmpty, let service = invocation.value("service") { try checkName(service) }
+            if connections.isEmpty, let service = arguments["service"] { try checkName(service) }
             return Views.connections(connections, filtered: !query.isEmpty, on: page)
         }
     }
@@ -200,7 +231,7 @@ struct Run: Sendable {
     }
 
     private func events() throws(Failure) {
-        guard !invocation.has("follow") else {
+        guard !arguments.has("follow") else {
             try follow("/v1/events?follow=1") { answer, page throws(Failure) in
                 Views.event(try Event(answer), named: true, on: page)
             }
@@ -230,22 +261,14 @@ struct Run: Sendable {
         }
     }
 
-    // MARK: help and completion
-
-    private func help() throws(Failure) {
-        guard !invocation.operands.isEmpty else { return try console.print(Help.overview()) }
-        // Parsing what comes after `help` finds the command, or says what is wrong with it.
-        switch try Invocation.parse(invocation.operands + ["--help"]) {
-        case .help(let command?): try console.print(Help.command(command))
-        default: try console.print(Help.overview())
-        }
-    }
+    // MARK: completion
 
     /// Names for a shell, one a line; nothing at all when something is wrong.
-    private func complete() throws(Failure) {
+    func complete() throws(Failure) {
+        let list = command
+        guard list != "commands" else { return try console.print(Catalog.words(after: [])) }
         var quick = client
         quick.timeout = 1_000_000_000
-        let list = invocation.operands[0]
         let key = list == "services" ? "name" : "service"
         guard let answer = try? quick.call("GET", "/v1/\(list)"),
             let names = try? Answer(answer).list(list, { row throws(Failure) in try row.text(key) })
@@ -262,11 +285,11 @@ struct Run: Sendable {
 
     // MARK: values of options
 
-    func usage(_ message: String) -> Failure { .usage(message, see: invocation.command.name) }
+    func usage(_ message: String) -> Failure { .usage(message, see: command) }
 
     /// An option's duration in seconds.
     private func duration(_ option: String) throws(Failure) -> Double? {
-        guard let text = invocation.value(option) else { return nil }
+        guard let text = arguments[option] else { return nil }
         let nanoseconds: UInt64
         do {
             nanoseconds = try DurationText.parse(text)
@@ -278,17 +301,15 @@ struct Run: Sendable {
     }
 
     private func traceID() throws(Failure) -> String? {
-        guard let text = invocation.value("trace") else { return nil }
-        let lowered = text.lowercased()
-        let isHex = lowered.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x66).contains($0) }
-        guard lowered.utf8.count == 32, isHex, lowered.contains(where: { $0 != "0" }) else {
+        guard let text = arguments["trace"] else { return nil }
+        guard let trace = TraceID(text) else {
             throw usage("--trace is 32 hex digits, not all zero, and not \(text.quoted(limit: 40))")
         }
-        return lowered
+        return trace.description
     }
 
     private func pid() throws(Failure) -> Int32 {
-        let text = invocation.value("pid") ?? ""
+        let text = arguments["pid"] ?? ""
         guard let pid = Int32(text), pid > 0, text.utf8.allSatisfy({ (0x30...0x39).contains($0) }) else {
             throw usage("--pid is the number of a process, and not \(text.quoted(limit: 40))")
         }
@@ -301,14 +322,14 @@ struct Run: Sendable {
             guard seconds >= 0.1 else { throw usage("--interval is at least 100ms") }
             options.interval = UInt64(seconds * 1e9)
         }
-        if let text = invocation.value("count") {
+        if let text = arguments["count"] {
             guard let count = Int(text), count > 0 else {
                 throw usage("--count is a number of frames, and not \(text.quoted(limit: 40))")
             }
             options.count = count
         }
-        if invocation.has("once") {
-            guard !invocation.has("count") else { throw usage("--once and --count exclude each other") }
+        if arguments.has("once") {
+            guard !arguments.has("count") else { throw usage("--once and --count exclude each other") }
             options.count = 1
             options.once = true
         }

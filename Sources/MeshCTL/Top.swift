@@ -147,7 +147,7 @@ struct Top {
             guard next > now else { continue }
             var pause = timespec(
                 tv_sec: Int((next - now) / 1_000_000_000), tv_nsec: Int((next - now) % 1_000_000_000))
-            while nanosleep(&pause, &pause) != 0, errno == EINTR {}
+            nanosleep(&pause, nil)
         }
     }
 

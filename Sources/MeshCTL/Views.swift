@@ -304,8 +304,8 @@ enum Views {
 
     private static func overrideSummary(_ override: Breaker.Override?, _ now: Double) -> Cell {
         guard let override else { return Cell("-", .dim) }
-        let left = override.expiresAt.flatMap { left($0, now) }.map { ", \($0) left" } ?? ""
-        return Cell("\(override.state) by \(override.actor)\(left)", .yellow)
+        let rest = override.expiresAt.flatMap { left($0, now) }.map { ", \($0) left" } ?? ""
+        return Cell("\(override.state) by \(override.actor)\(rest)", .yellow)
     }
 }
 
