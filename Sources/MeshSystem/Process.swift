@@ -26,7 +26,9 @@ public struct ProcessStatistics: Equatable, Sendable {
         var cpu = timespec()
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu)
         var limit: UInt64 = 0
-        guard mesh_raise_descriptor_limit(0, &limit) == 0 else { throw SystemError("read", "the resource limits") }
+        guard mesh_raise_descriptor_limit(0, &limit) == 0 else {
+            throw SystemError("read", "the resource limits")
+        }
         return ProcessStatistics(
             residentBytes: pages[1] * page, virtualBytes: pages[0] * page,
             cpuSeconds: Double(cpu.tv_sec) + Double(cpu.tv_nsec) / 1e9,
@@ -163,7 +165,9 @@ public struct Mount: Equatable, Sendable {
         text.split(separator: "\n").compactMap { line in
             let fields = line.split(separator: " ")
             // Six fields, any number of optional ones, a dash, the type.
-            guard let dash = fields.dropFirst(6).firstIndex(of: "-"), dash + 1 < fields.count else { return nil }
+            guard let dash = fields.dropFirst(6).firstIndex(of: "-"), dash + 1 < fields.count else {
+                return nil
+            }
             return Mount(
                 root: unescape(fields[3]), point: unescape(fields[4]), type: unescape(fields[dash + 1]))
         }
