@@ -183,6 +183,9 @@ enum Catalog {
         "meshctl", summary: "Looks at this node's mesh agent, and forces its circuit breakers.",
         options: [control, output], commands: commands)
 
+    /// What the overview adds about the exit codes.
+    static let exitCodes = "Exit codes: 0 done, 1 the agent says no, 2 wrong usage, 3 no agent there.\n"
+
     /// The words that may follow a path, each once.
     static func words(after path: [String]) -> [String] {
         var words: [String] = []

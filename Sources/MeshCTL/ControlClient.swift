@@ -157,7 +157,7 @@ struct ControlClient {
 
     // MARK: what went wrong
 
-    private static let start = "Start it with `systemctl start mesh-agent` or `mesh-agent run`"
+    private static let start = "Start one with `mesh-agent run`, as root"
 
     private func noConnection(_ error: SystemError) -> Failure {
         switch error.errno {

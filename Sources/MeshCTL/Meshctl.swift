@@ -38,14 +38,18 @@ struct Meshctl: Sendable {
         let parsed = try parse(arguments, Catalog.program)
         switch parsed.request {
         case .version: try console.print(["meshctl \(Self.version)"])
-        case .help: try console.write(Catalog.program.help(parsed.command))
+        case .help: try help(parsed.command)
         case .run where parsed.command == ["help"]:
             // Parsed again as a command, so that a typo is told and not passed over.
             let wanted = try parse(parsed.operands + ["--help"], Catalog.program)
-            try console.write(Catalog.program.help(wanted.command))
+            try help(wanted.command)
         case .run: return try Run(console: console, arguments: parsed).perform()
         }
         return ExitCode.done
+    }
+
+    private func help(_ path: [String]) throws(Failure) {
+        try console.write(Catalog.program.help(path) + (path.isEmpty ? Catalog.exitCodes : ""))
     }
 
     private func parse(_ arguments: [String], _ program: ArgumentProgram) throws(Failure) -> Arguments {
