@@ -36,11 +36,12 @@ enum DoctorView {
     static func lines(_ checks: [Check], on page: Page) -> [String] {
         var lines: [String] = []
         var group = ""
-        let width = checks.map(\.name.columns).max() ?? 0
+        var width = 0
         for check in checks {
             if check.group != group {
                 if !group.isEmpty { lines.append("") }
                 group = check.group
+                width = checks.filter { $0.group == group }.map(\.name.columns).max() ?? 0
                 lines.append(page.paint(group, .bold))
             }
             let style: Style = check.ok ? .green : check.required ? .red : .yellow
@@ -108,17 +109,33 @@ struct Doctor {
     let config: String?
     let control: String
     let isRoot: Bool
+    /// Looks at the kernel, given the cgroup2 directory that the agent will attach to (nil: the root).
+    var probe: (String?) -> [ProbeResult] = KernelProbe.run(cgroup:)
 
     func examine() -> [Check] {
-        let (configuration, listen) = configurationCheck()
+        let (file, configuration) = configurationCheck()
         let (agent, answers) = controlCheck()
-        return [configuration, agent, portCheck(listen, agentAnswers: answers)]
+        return kernelChecks(configuration) + [
+            file, agent, portCheck(configuration.listen, agentAnswers: answers),
+        ]
+    }
+
+    // MARK: kernel
+
+    private func kernelChecks(_ configuration: Configuration) -> [Check] {
+        var cgroup = configuration.cgroup
+        if let path = cgroup, !path.hasPrefix("/"), let root = try? Mount.cgroup2() { cgroup = "\(root)/\(path)" }
+        return probe(cgroup).map { result in
+            Check(
+                group: "kernel", name: result.name, ok: result.ok, required: result.required,
+                detail: result.detail, remedy: result.remedy.isEmpty ? nil : result.remedy)
+        }
     }
 
     // MARK: configuration
 
-    /// Whether the configuration can be read and is right, and where it says to listen.
-    private func configurationCheck() -> (Check, AddressPort) {
+    /// Whether the configuration can be read and is right; and it, or what holds without one.
+    private func configurationCheck() -> (Check, Configuration) {
         let path = config ?? Catalog.defaultConfig
         let defaults = Configuration()
         func check(_ ok: Bool, _ detail: String, _ remedy: String? = nil) -> Check {
@@ -132,11 +149,11 @@ struct Doctor {
         } catch {
             if error.errno == ENOENT, config == nil {
                 let detail = "none at \(path): the agent observes the whole machine and breaks nothing"
-                return (check(true, detail), defaults.listen)
+                return (check(true, detail), defaults)
             }
             let remedy =
                 error.errno == EACCES && !isRoot ? "run this as root, for example with sudo" : "make it readable"
-            return (check(false, "\(error)", remedy), defaults.listen)
+            return (check(false, "\(error)", remedy), defaults)
         }
         do {
             let configuration = try Configuration.parse(bytes: bytes, file: path)
@@ -144,13 +161,12 @@ struct Doctor {
             let detail =
                 "\(path): \(Format.count(Double(configuration.services.count), "service")), "
                 + Format.count(Double(breakers), "breaker")
-            return (check(true, detail), configuration.listen)
+            return (check(true, detail), configuration)
         } catch {
             let more = error.errors.count - 1
             let detail = (error.errors.first?.description ?? path) + (more > 0 ? " (and \(more) more)" : "")
             return (
-                check(false, detail, "correct it; `mesh-agent check --config \(path)` lists every mistake"),
-                defaults.listen
+                check(false, detail, "correct it; `mesh-agent check --config \(path)` lists every mistake"), defaults
             )
         }
     }

@@ -30,14 +30,14 @@ enum Format {
 
     /// A rate: `0/s`, `0.5/s`, `123/s`, `1.2k/s`.
     static func rate(_ perSecond: Double) -> String {
-        guard perSecond.isFinite, perSecond >= 0 else { return "-" }
+        guard perSecond >= 0, perSecond < 1e15 else { return "-" }
         if perSecond > 0, perSecond < 0.05 { return "<0.1/s" }
         return scaled(perSecond, units: ["", "k", "M", "G"]) + "/s"
     }
 
     /// Bytes in decimal units: `0B`, `999B`, `1.2kB`, `3.4MB`.
     static func bytes(_ count: Double) -> String {
-        guard count.isFinite, count >= 0 else { return "-" }
+        guard count >= 0, count < 1e18 else { return "-" }
         return scaled(count, units: ["B", "kB", "MB", "GB", "TB", "PB"])
     }
 

@@ -115,7 +115,8 @@ struct ResponseDecoder {
         case .chunkSize, .chunkEnd:
             if line.count > Self.sizeLineLimit { throw .tooLarge("a chunk size line") }
         default:
-            if headBytes + line.count > Self.headLimit { throw .tooLarge("its head") }
+            guard headBytes + line.count > Self.headLimit else { return }
+            throw .tooLarge(state == .trailers ? "its trailers" : "its head")
         }
     }
 
@@ -128,7 +129,6 @@ struct ResponseDecoder {
         case .headers:
             if line.isEmpty { try endHead() } else { try header(line) }
         case .trailers:
-            if headBytes > Self.headLimit { throw .tooLarge("its trailers") }
             if line.isEmpty { state = .done }
         case .chunkSize:
             headBytes = 0
@@ -143,7 +143,6 @@ struct ResponseDecoder {
     }
 
     private mutating func header(_ line: [UInt8]) throws(ResponseError) {
-        guard headBytes <= Self.headLimit else { throw .tooLarge("its head") }
         guard let colon = line.firstIndex(of: 0x3a), colon > 0, line[0] > 0x20 else {
             throw .malformed("a header line has no name")
         }

@@ -46,7 +46,7 @@ enum StatusView {
         add(
             "breakers",
             "\(Format.count(breakers.enforce)) enforce, \(Format.count(breakers.observe)) observe; "
-                + "\(Format.count(breakers.open)) open and \(Format.count(breakers.halfOpen)) half_open "
+                + "\(Format.count(breakers.open)) open, \(Format.count(breakers.halfOpen)) half_open "
                 + "(at most \(Format.count(breakers.openLimit))), \(Format.count(breakers.overridden)) overridden",
             breakers.open > 0 ? .red : breakers.halfOpen > 0 || breakers.overridden > 0 ? .yellow : .plain)
         add("connections", "\(Format.count(status.connections)) active")

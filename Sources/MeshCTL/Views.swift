@@ -123,8 +123,9 @@ enum Views {
                 "window",
                 "\(Format.count(window.requests, "request")) in \(Format.age(window.seconds)): "
                     + "\(Format.count(window.failures)) failed (\(Format.percent(window.failureRatio))), "
-                    + "\(Format.count(window.slow)) slow (\(Format.percent(window.slowRatio))), "
-                    + "\(Format.count(window.consecutiveFailures)) failed in a row last")
+                    + "\(Format.count(window.slow)) slow (\(Format.percent(window.slowRatio)))"
+                    + (window.consecutiveFailures > 0
+                        ? ", the last \(Format.count(window.consecutiveFailures)) failed in a row" : ""))
         } else {
             add("window", "no requests in the last \(Format.age(window.seconds))")
         }
@@ -188,8 +189,8 @@ enum Views {
             what = "forced \(state(event.to)) by \(event.actor.harmless)"
             if let expiry = event.expiresAt { what += " until \(Format.time(expiry).harmless)" }
         case "override_end":
-            let who = event.reason == "override_expired" ? "it expired" : "by \(event.actor.harmless)"
-            what = "override ended (\(who)), now \(state(event.to))"
+            let how = event.reason == "override_expired" ? "expired" : "ended by \(event.actor.harmless)"
+            what = "override \(how), now \(state(event.to))"
         case "reload":
             what = "configuration reloaded by \(event.actor.harmless)"
             if let to = event.to { what += ", now \(state(to))" }
@@ -304,8 +305,8 @@ enum Views {
 
     private static func overrideSummary(_ override: Breaker.Override?, _ now: Double) -> Cell {
         guard let override else { return Cell("-", .dim) }
-        let rest = override.expiresAt.flatMap { left($0, now) }.map { ", \($0) left" } ?? ""
-        return Cell("\(override.state) by \(override.actor)\(rest)", .yellow)
+        let rest = override.expiresAt.flatMap { left($0, now) }.map { " for \($0)" } ?? ""
+        return Cell("\(override.state)\(rest) by \(override.actor)", .yellow)
     }
 }
 
