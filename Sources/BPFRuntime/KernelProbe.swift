@@ -133,22 +133,25 @@ public enum KernelProbe {
     }
 
     private static func checkHelpers() -> [ProbeResult] {
-        let helpers: [(bpf_prog_type, Int, String)] = [
-            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, 187, "set_retval"),
-            (BPF_PROG_TYPE_SOCK_OPS, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_SOCK_OPS, 59, "sock_ops_cb_flags_set"),
-            (BPF_PROG_TYPE_CGROUP_SKB, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_CGROUP_SKB, 130, "ringbuf_output"),
-            (BPF_PROG_TYPE_SCHED_CLS, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_SCHED_CLS, 38, "skb_change_tail"),
-            (BPF_PROG_TYPE_SCHED_CLS, 23, "redirect"), (BPF_PROG_TYPE_SCHED_CLS, 11, "l4_csum_replace"),
+        let helpers: [(bpf_prog_type, bpf_func_id, String)] = [
+            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_FUNC_set_retval, "set_retval"),
+            (BPF_PROG_TYPE_CGROUP_SOCK, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_SOCK_OPS, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_SOCK_OPS, BPF_FUNC_reserve_hdr_opt, "reserve_hdr_opt"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_skc_to_tcp_sock, "skc_to_tcp_sock"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_ringbuf_reserve, "ringbuf_reserve"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_loop, "loop"),
+            (BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_skb_change_tail, "skb_change_tail"),
+            (BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_clone_redirect, "clone_redirect"),
         ]
-        return helpers.map { type, number, helper in
+        return helpers.map { type, function, helper in
             let program = programTypes.first { $0.0 == type }!.1
             return feature(
                 "helper bpf_\(helper) in \(program)",
-                libbpf_probe_bpf_helper(type, bpf_func_id(UInt32(number)), nil),
+                libbpf_probe_bpf_helper(type, function, nil),
                 "the options that distributions build eBPF with")
         }
     }

@@ -29,6 +29,22 @@ import Testing
         }
     }
 
+    @Test func whyLoadingFailedIsQuoted() throws {
+        let object = try BPFObject.mesh()
+        try object.setMaxEntries(ofMap: "breakers", 0)
+        do {
+            try object.load()
+            Issue.record("loaded an array of nothing")
+        } catch {
+            #expect(error.errno == EINVAL)
+            #expect(
+                error.description
+                    == "cannot load the eBPF object mesh: invalid argument: "
+                    + "map 'breakers': failed to create: Invalid argument(-22); "
+                    + "run `meshctl doctor` to see what this kernel lacks")
+        }
+    }
+
     @Test func unknownNames() throws {
         let object = try BPFObject.mesh()
         do {

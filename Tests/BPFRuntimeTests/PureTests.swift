@@ -48,6 +48,7 @@ import Testing
 
     @Test func otherLog() {
         let log = """
+            libbpf: Error in bpf_create_map_xattr(ring):Invalid argument(-22). Retrying without BTF.
             libbpf: map 'ring': failed to create: Invalid argument(-22)
             libbpf: failed to load object 'mesh'
             """
@@ -59,6 +60,14 @@ import Testing
                         "map 'ring': failed to create: Invalid argument(-22)", "failed to load object 'mesh'",
                     ]))
         #expect(LoadLog.digest("") == LoadLog.Digest(program: nil, reason: nil, details: []))
+    }
+
+    @Test func lackOfRightsNeedsNoLog() {
+        let digest = LoadLog.Digest(program: nil, reason: "Couldn't load trivial BPF program.", details: [])
+        #expect(
+            loadError("x", EPERM, digest).description
+                == "cannot load x: operation not permitted; "
+                + "run this as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
     }
 
     @Test func longLog() {
