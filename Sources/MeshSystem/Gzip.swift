@@ -11,7 +11,9 @@ public func gzip(_ bytes: UnsafeRawBufferPointer, level: Int32 = 1) throws(Syste
     let subject = "\(bytes.count) bytes"
     var stream = z_stream()
     guard bytes.count <= UInt32.max / 2 else { throw SystemError(operation, subject, errno: EFBIG) }
-    guard mesh_gzip_begin(&stream, level) == Z_OK else { throw SystemError(operation, subject, errno: ENOMEM) }
+    guard mesh_gzip_begin(&stream, level) == Z_OK else {
+        throw SystemError(operation, subject, errno: ENOMEM)
+    }
     defer { deflateEnd(&stream) }
     // The bound holds for the worst case, so one call does it all.
     let bound = Int(deflateBound(&stream, UInt(bytes.count)))

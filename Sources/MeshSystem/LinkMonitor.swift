@@ -57,7 +57,8 @@ enum LinkMessage: Equatable {
                 switch Int(attribute.type) {
                 case Int(IFLA_IFNAME): link.name = attribute.text
                 case Int(IFLA_LINKINFO):
-                    for inner in NetlinkAttributes(attribute.value) where Int(inner.type) == Int(IFLA_INFO_KIND) {
+                    for inner in NetlinkAttributes(attribute.value)
+                    where Int(inner.type) == Int(IFLA_INFO_KIND) {
                         link.kind = inner.text
                     }
                 default: break

@@ -24,7 +24,8 @@ public struct NetlinkMessages: Sequence, IteratorProtocol {
     /// The next whole message.
     public mutating func next() -> NetlinkMessage? {
         let header = MemoryLayout<nlmsghdr>.size
-        guard let head = rest.load(nlmsghdr.self), head.nlmsg_len >= header, head.nlmsg_len <= rest.count else {
+        guard let head = rest.load(nlmsghdr.self), head.nlmsg_len >= header, head.nlmsg_len <= rest.count
+        else {
             return nil
         }
         let length = Int(head.nlmsg_len)
@@ -79,9 +80,11 @@ public struct NetlinkRequest {
     ///   - flags: The `NLM_F_` bits besides `NLM_F_REQUEST`.
     ///   - body: The struct that this type of message begins with.
     public init<Body: BitwiseCopyable>(_ type: Int, flags: Int32 = 0, _ body: Body) {
-        append(nlmsghdr(
-            nlmsg_len: 0, nlmsg_type: UInt16(type), nlmsg_flags: UInt16(NLM_F_REQUEST | flags), nlmsg_seq: 0,
-            nlmsg_pid: 0))
+        append(
+            nlmsghdr(
+                nlmsg_len: 0, nlmsg_type: UInt16(type), nlmsg_flags: UInt16(NLM_F_REQUEST | flags),
+                nlmsg_seq: 0,
+                nlmsg_pid: 0))
         append(body)
     }
 
@@ -105,13 +108,15 @@ public struct NetlinkRequest {
     }
 
     private mutating func add(_ type: Int, bytes value: UnsafeRawBufferPointer) {
-        append(rtattr(
-            rta_len: UInt16(MemoryLayout<rtattr>.size + value.count), rta_type: UInt16(type)))
+        append(
+            rtattr(
+                rta_len: UInt16(MemoryLayout<rtattr>.size + value.count), rta_type: UInt16(type)))
         bytes.append(contentsOf: value)
         pad()
     }
 
-    private mutating func append<Value: BitwiseCopyable>(_ value: Value) {
+    /// Adds a bare struct, with which some nested attributes begin.
+    public mutating func append<Value: BitwiseCopyable>(_ value: Value) {
         withUnsafeBytes(of: value) { bytes.append(contentsOf: $0) }
         pad()
     }
@@ -226,7 +231,9 @@ public struct RouteSocket: ~Copyable, Sendable {
         let flags = wait ? 0 : Int32(MSG_DONTWAIT)
         let count = withUnsafeMutablePointer(to: &sender) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
-                retrying { recvfrom(socket.descriptor, buffer.baseAddress, buffer.count, flags, address, &size) }
+                retrying {
+                    recvfrom(socket.descriptor, buffer.baseAddress, buffer.count, flags, address, &size)
+                }
             }
         }
         guard count >= 0 else {
@@ -242,7 +249,8 @@ public struct RouteSocket: ~Copyable, Sendable {
         // An int and the header of the request, then attributes if there are any.
         guard message.flags & 0x200 /* NLM_F_ACK_TLVS */ != 0 else { return nil }
         let offset = MemoryLayout<Int32>.size + MemoryLayout<nlmsghdr>.size
-        for attribute in NetlinkAttributes(message.payload, from: offset) where attribute.type == 1 /* _MSG */ {
+        for attribute in NetlinkAttributes(message.payload, from: offset)
+        where attribute.type == 1 /* _MSG */ {
             return attribute.text
         }
         return nil
@@ -253,7 +261,7 @@ private func aligned(_ length: Int) -> Int { (length + 3) & ~3 }
 
 extension UnsafeRawBufferPointer {
     /// A value at the beginning; nil if the bytes are too few.
-    func load<Value: BitwiseCopyable>(_: Value.Type) -> Value? {
+    public func load<Value: BitwiseCopyable>(_: Value.Type) -> Value? {
         count >= MemoryLayout<Value>.size ? loadUnaligned(as: Value.self) : nil
     }
 

@@ -26,7 +26,9 @@ public struct ProcessStatistics: Equatable, Sendable {
         var cpu = timespec()
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu)
         var limit: UInt64 = 0
-        guard mesh_raise_descriptor_limit(0, &limit) == 0 else { throw SystemError("read", "the resource limits") }
+        guard mesh_raise_descriptor_limit(0, &limit) == 0 else {
+            throw SystemError("read", "the resource limits")
+        }
         return ProcessStatistics(
             residentBytes: pages[1] * page, virtualBytes: pages[0] * page,
             cpuSeconds: Double(cpu.tv_sec) + Double(cpu.tv_nsec) / 1e9,
@@ -85,15 +87,6 @@ public enum ResourceLimits {
         }
         return limit
     }
-
-    /// Lifts the limit of locked memory, which kernels before 5.11 charge eBPF maps to.
-    public static func liftLockedMemory() throws(SystemError) {
-        guard mesh_raise_locked_memory_limit() == 0 else {
-            throw SystemError(
-                "lift", "the limit of locked memory",
-                hint: "run this as root or with the capability CAP_SYS_RESOURCE")
-        }
-    }
 }
 
 /// A set of Linux capabilities.
@@ -111,10 +104,10 @@ public struct Capabilities: OptionSet, Sendable {
     /// Loading eBPF programs and maps.
     public static let bpf = Capabilities(rawValue: 1 << 39)
 
-    /// The capabilities that this process has now.
+    /// The capabilities that the calling thread has now.
     public static func effective() throws(SystemError) -> Capabilities {
-        guard let found = effective(status: try readText("/proc/self/status")) else {
-            throw SystemError("find", "CapEff in /proc/self/status", errno: ENOENT)
+        guard let found = effective(status: try readText("/proc/thread-self/status")) else {
+            throw SystemError("find", "CapEff in /proc/thread-self/status", errno: ENOENT)
         }
         return found
     }
@@ -163,7 +156,9 @@ public struct Mount: Equatable, Sendable {
         text.split(separator: "\n").compactMap { line in
             let fields = line.split(separator: " ")
             // Six fields, any number of optional ones, a dash, the type.
-            guard let dash = fields.dropFirst(6).firstIndex(of: "-"), dash + 1 < fields.count else { return nil }
+            guard let dash = fields.dropFirst(6).firstIndex(of: "-"), dash + 1 < fields.count else {
+                return nil
+            }
             return Mount(
                 root: unescape(fields[3]), point: unescape(fields[4]), type: unescape(fields[dash + 1]))
         }
@@ -186,6 +181,14 @@ public struct Mount: Equatable, Sendable {
                 hint: "mount it: mount -t cgroup2 none /sys/fs/cgroup")
         }
         return point
+    }
+
+    /// Whether a path lies in a cgroup2 file system.
+    /// - Throws: `ENOENT` if there is nothing at that path.
+    public static func isCgroup2(_ path: String) throws(SystemError) -> Bool {
+        var status = statfs()
+        guard statfs(path, &status) == 0 else { throw SystemError("look at", path) }
+        return status.f_type == 0x6367_7270  // CGROUP2_SUPER_MAGIC
     }
 
     /// Undoes the kernel's escapes: a backslash and three octal digits.

@@ -62,7 +62,9 @@ public struct Listener: ~Copyable, Sendable {
         let socket = try makeSocket(name.family, operation, "\(host):\(port)", nonBlocking: true)
         // Take the port over from connections of an agent that just ended.
         setOption(socket.descriptor, SOL_SOCKET, SO_REUSEADDR, Int32(1))
-        if name.family == AF_INET6 { setOption(socket.descriptor, Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(1)) }
+        if name.family == AF_INET6 {
+            setOption(socket.descriptor, Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(1))
+        }
         guard name.withPointer({ bind(socket.descriptor, $0, $1) }) == 0,
             listen(socket.descriptor, backlog) == 0, name.readName(of: socket.descriptor)
         else {
