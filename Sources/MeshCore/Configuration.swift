@@ -15,7 +15,9 @@ public struct Configuration: Sendable, Equatable {
     /// What goes on the wire.
     public var stamp = Stamp()
     /// The upper bounds of the histogram buckets, in seconds, strictly increasing.
-    public var buckets: [Double] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
+    public var buckets: [Double] = [
+        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
+    ]
     /// What keeps memory bounded.
     public var limits = Limits()
     /// What holds for all breakers together.
@@ -37,7 +39,9 @@ public struct Configuration: Sendable, Equatable {
         public init() {}
 
         private static let privateNetworks: [Network] = {
-            let texts = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "::1/128"]
+            let texts = [
+                "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "::1/128",
+            ]
             return texts.map { text in
                 do { return try Network(text) } catch { preconditionFailure("\(error)") }
             }

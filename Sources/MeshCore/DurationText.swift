@@ -9,7 +9,8 @@ public struct DurationError: Error, Equatable, Sendable, CustomStringConvertible
 /// Reads and writes durations. All are in nanoseconds.
 public enum DurationText {
     private static let units: [(name: String, nanoseconds: UInt64)] = [
-        ("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000),
+        ("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000),
+        ("us", 1000),
         ("ns", 1),
     ]
 

@@ -1,7 +1,7 @@
 // Wall-clock times as text: RFC 3339 in UTC, without Foundation.
 
-/// Formats wall-clock times.
-public enum WallTime {
+/// Formats wall-clock times as RFC 3339 says.
+public enum RFC3339 {
     /// `2026-07-14T21:39:54.012Z`.
     ///
     /// - Parameters:
@@ -9,7 +9,7 @@ public enum WallTime {
     ///     the nearest second inside.
     ///   - nanoseconds: The part of a second, from 0 to 999,999,999.
     ///   - digits: How many digits of the second's fraction to show, from 0 to 9; the rest is cut off.
-    public static func rfc3339(seconds: Int64, nanoseconds: UInt32 = 0, digits: Int = 3) -> String {
+    public static func format(seconds: Int64, nanoseconds: UInt32 = 0, digits: Int = 3) -> String {
         let secondsPerDay: Int64 = 86400
         let seconds = min(max(seconds, -62_167_219_200), 253_402_300_799)
         let day = (seconds >= 0 ? seconds : seconds - secondsPerDay + 1) / secondsPerDay
@@ -33,7 +33,9 @@ public enum WallTime {
         let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
         let marchMonth = (5 * dayOfYear + 2) / 153
         let month = marchMonth < 10 ? marchMonth + 3 : marchMonth - 9
-        return (yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * marchMonth + 2) / 5 + 1)
+        return (
+            yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * marchMonth + 2) / 5 + 1
+        )
     }
 
     private static func padded(_ number: Int64, _ width: Int) -> String {
