@@ -7,7 +7,7 @@
 /// Five slots of two seconds, of which the running one is part, so it looks back 8 to 10 seconds. Each slot
 /// has a log-linear histogram: 24 octaves from 8.192 µs to 137 s with 24 buckets each, one for all below
 /// and the last also for all above. Buckets are 16 bits wide; when one is full the slot from then on keeps
-/// every 2nd (4th, ...) request, so that it never loses its shape. Counts of requests and errors are exact.
+/// one of 2 (4, ...) requests, so that it never loses its shape. Counts of requests and errors are exact.
 /// Less than 6 kB, allocated with the first request.
 public struct LatencyWindow: Sendable {
     /// How many slots there are.
@@ -73,7 +73,10 @@ public struct LatencyWindow: Sendable {
         }
         slots[place].requests += 1
         if error { slots[place].errors += 1 }
-        guard slots[place].requests & (1 << slots[place].shift - 1) == 0 else { return }
+        // Chosen by a hash of their number, because traffic may have a rhythm of its own. (A shift by all
+        // 64 bits leaves 0.)
+        let hash = slots[place].requests &* 0x9E37_79B9_7F4A_7C15
+        guard hash >> (64 - slots[place].shift) == 0 else { return }
         let bucket = base + LatencyWindow.bucket(of: duration)
         if buckets[bucket] == .max {
             for index in base..<base + LatencyWindow.bucketCount { buckets[index] = buckets[index] / 2 }
@@ -131,7 +134,7 @@ public struct LatencyWindow: Sendable {
         guard octave < lowestBit + octaves else { return bucketCount - 1 }
         // The bits after the first, as a fraction of 2^13 that the octave's size does not change.
         let fraction = (duration >> UInt64(octave - lowestBit)) & (1 << UInt64(lowestBit) - 1)
-        return 1 + (octave - lowestBit) * perOctave + Int(fraction) * perOctave >> lowestBit
+        return 1 + (octave - lowestBit) * perOctave + (Int(fraction) * perOctave) >> lowestBit
     }
 
     /// The duration in nanoseconds at a part (0 to 1) of a bucket. It interpolates within that middle of
