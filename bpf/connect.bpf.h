@@ -38,7 +38,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 	struct tcp_sock *tcp;
 	u16 port = bpf_ntohs(ctx->user_port);
 
-	/* MPTCP has a protocol number of its own, so it is left alone here. */
+	/* An MPTCP socket has a protocol number of its own. */
 	if (!sk || !address || ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
 		return 1;
 	tcp = bpf_skc_to_tcp_sock(sk);
@@ -49,6 +49,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 		count(MESH_COUNTER_LOST_STORAGE);
 		return 1;
 	}
+	if (tcp->is_mptcp)
+		return 1; /* a subflow of an MPTCP socket: its role stays IGNORED */
 	/* connect() again on a socket whose last one never got as far as a SYN. */
 	end_connection(connection, tcp, MESH_OUTCOME_UNREACHABLE);
 

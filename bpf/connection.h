@@ -121,7 +121,7 @@ static __noinline int end_connection(struct mesh_connection *connection, struct 
 		end_connect(connection, tcp, outcome);
 	} else if (phase == PHASE_ESTABLISHED) {
 		abandon_request(connection, tcp, outcome);
-		note(connection, tcp, MESH_EVENT_CLOSE, outcome);
+		note(connection, tcp, MESH_EVENT_CLOSE, MESH_OUTCOME_OK);
 	}
 	return 0;
 }
