@@ -28,7 +28,8 @@ static __always_inline void choose_trace(u8 *trace_id)
 	words[0] = bpf_get_prandom_u32();
 	words[1] = bpf_get_prandom_u32();
 	words[2] = bpf_get_prandom_u32();
-	words[3] = bpf_get_prandom_u32() | 1; /* all zero would be invalid (W3C Trace Context, 3.2.2.3) */
+	words[3] = bpf_get_prandom_u32() |
+		   1; /* all zero would be invalid (W3C Trace Context, 3.2.2.3) */
 }
 
 static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
@@ -58,7 +59,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 	connection->role = MESH_ROLE_CLIENT;
 	connection->service = find_service(address, port, MESH_ROLE_CLIENT);
 	connection->workload = workload_of(tcp);
-	connection->exempt = port == DNS_PORT || bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||
+	connection->exempt = port == DNS_PORT ||
+			     bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||
 			     in_networks(&exempt, address);
 	if (!connection->exempt)
 		connection->connect_decision = admit(connection->service, MESH_POINT_CONNECT);

@@ -40,12 +40,12 @@ struct mesh_connection {
 	u8 decision;	  /* request direction: what admit() said of the pending request */
 	u8 probe_connect; /* its connect() was a probe, so its first request belongs to it */
 	u8 connect_decision;
-	u8 protocol;	/* response direction: enum mesh_protocol */
-	u8 interim;	/* response direction: an HTTP 1xx came; the final one follows */
-	u8 status_len;	/* response direction: bytes of `status` that are filled */
-	u8 status[12];	/* response direction: "HTTP/1.1 200" as it comes */
-	u8 stamped;	/* the stamp was written and counted */
-	u8 foreign_hdr; /* somebody else wants header-option callbacks too: leave them on */
+	u8 protocol;	 /* response direction: enum mesh_protocol */
+	u8 interim;	 /* response direction: an HTTP 1xx came; the final one follows */
+	u8 status_len;	 /* response direction: bytes of `status` that are filled */
+	u8 status[12];	 /* response direction: "HTTP/1.1 200" as it comes */
+	u8 stamped;	 /* the stamp was written and counted */
+	u8 foreign_hdr;	 /* somebody else wants header-option callbacks too: leave them on */
 	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
 	u8 pad[5];
 	u8 trace_id[16];

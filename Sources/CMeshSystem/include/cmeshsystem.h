@@ -75,7 +75,8 @@ int mesh_open_cgroup(const char *mount, uint64_t id);
 int mesh_unshare_network(void);
 /* Returns an errno value. */
 int mesh_set_thread_name(const char *name);
-/* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit. */
+/* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
+ */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
 /* deflateInit2() with a gzip header; a zlib status. */
 int mesh_gzip_begin(z_stream *stream, int level);
