@@ -31,7 +31,7 @@ public enum KernelProbe {
         LoadLog.start()
         // What the probes provoke libbpf to say is expected, and not for the next load error.
         defer { _ = LoadLog.take() }
-        let privileges = checkPrivileges()
+        let privileges = checkPrivileges((try? Capabilities.effective()) ?? [])
         var results = [
             privileges, checkVersion(ofRelease: Kernel.release()), checkTypes(), checkCgroup(cgroup),
             checkJIT(),
@@ -44,11 +44,10 @@ public enum KernelProbe {
 
     // MARK: Around eBPF
 
-    private static func checkPrivileges() -> ProbeResult {
+    static func checkPrivileges(_ held: Capabilities) -> ProbeResult {
         let needed: [(Capabilities, String)] = [
             (.bpf, "CAP_BPF"), (.netAdmin, "CAP_NET_ADMIN"), (.perfmon, "CAP_PERFMON"),
         ]
-        let held = (try? Capabilities.effective()) ?? []
         // CAP_SYS_ADMIN stands for the other two, as it did before they were split from it.
         let missing = needed.filter { capability, _ in
             !held.contains(capability) && !(capability != .netAdmin && held.contains(.sysAdmin))
@@ -56,8 +55,7 @@ public enum KernelProbe {
         return ProbeResult(
             name: "privileges", ok: missing.isEmpty, required: true,
             detail: missing.isEmpty
-                ? (getuid() == 0 ? "root" : "the capabilities needed are there")
-                : "missing " + missing.joined(separator: ", "),
+                ? "the capabilities needed are there" : "missing " + missing.joined(separator: ", "),
             remedy: missing.isEmpty ? "" : "run this as root, or give it these capabilities")
     }
 
@@ -135,22 +133,25 @@ public enum KernelProbe {
     }
 
     private static func checkHelpers() -> [ProbeResult] {
-        let helpers: [(bpf_prog_type, Int, String)] = [
-            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, 187, "set_retval"),
-            (BPF_PROG_TYPE_SOCK_OPS, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_SOCK_OPS, 59, "sock_ops_cb_flags_set"),
-            (BPF_PROG_TYPE_CGROUP_SKB, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_CGROUP_SKB, 130, "ringbuf_output"),
-            (BPF_PROG_TYPE_SCHED_CLS, 107, "sk_storage_get"),
-            (BPF_PROG_TYPE_SCHED_CLS, 38, "skb_change_tail"),
-            (BPF_PROG_TYPE_SCHED_CLS, 23, "redirect"), (BPF_PROG_TYPE_SCHED_CLS, 11, "l4_csum_replace"),
+        let helpers: [(bpf_prog_type, bpf_func_id, String)] = [
+            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_FUNC_set_retval, "set_retval"),
+            (BPF_PROG_TYPE_CGROUP_SOCK, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_SOCK_OPS, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_SOCK_OPS, BPF_FUNC_reserve_hdr_opt, "reserve_hdr_opt"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_skc_to_tcp_sock, "skc_to_tcp_sock"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_ringbuf_reserve, "ringbuf_reserve"),
+            (BPF_PROG_TYPE_CGROUP_SKB, BPF_FUNC_loop, "loop"),
+            (BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_sk_storage_get, "sk_storage_get"),
+            (BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_skb_change_tail, "skb_change_tail"),
+            (BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_clone_redirect, "clone_redirect"),
         ]
-        return helpers.map { type, number, helper in
+        return helpers.map { type, function, helper in
             let program = programTypes.first { $0.0 == type }!.1
             return feature(
                 "helper bpf_\(helper) in \(program)",
-                libbpf_probe_bpf_helper(type, bpf_func_id(UInt32(number)), nil),
+                libbpf_probe_bpf_helper(type, function, nil),
                 "the options that distributions build eBPF with")
         }
     }

@@ -104,10 +104,10 @@ public struct Capabilities: OptionSet, Sendable {
     /// Loading eBPF programs and maps.
     public static let bpf = Capabilities(rawValue: 1 << 39)
 
-    /// The capabilities that this process has now.
+    /// The capabilities that the calling thread has now.
     public static func effective() throws(SystemError) -> Capabilities {
-        guard let found = effective(status: try readText("/proc/self/status")) else {
-            throw SystemError("find", "CapEff in /proc/self/status", errno: ENOENT)
+        guard let found = effective(status: try readText("/proc/thread-self/status")) else {
+            throw SystemError("find", "CapEff in /proc/thread-self/status", errno: ENOENT)
         }
         return found
     }

@@ -57,7 +57,7 @@ import Testing
     }
 
     @Test func formatsReadBackTheSame() throws {
-        var random = SeededRandom(seed: 4)
+        var random = SplitMix64(seed: 4)
         for _ in 0..<5000 {
             let nanoseconds = random.next() >> (random.next() % 64)
             #expect(try DurationText.parse(DurationText.format(nanoseconds)) == nanoseconds)

@@ -13,7 +13,7 @@ import Testing
     ]
 
     @Test func json() throws {
-        var random = SeededRandom(seed: 10)
+        var random = SplitMix64(seed: 10)
         let seed = Array(
             #"{"a": [1, -2.5e3, true, null, "x\u00e9\ud83d\ude00\n"], "b": {"c": {}, "d": []}, "é": "\"\\"}"#
                 .utf8)
@@ -30,7 +30,7 @@ import Testing
     }
 
     @Test func noise() {
-        var random = SeededRandom(seed: 11)
+        var random = SplitMix64(seed: 11)
         let alphabet = Array("{}[]\",:\\utrfn0123456789-+.eE \n\u{0}é".utf8)
         for _ in 0..<20_000 {
             let bytes = (0..<Int.random(in: 0...40, using: &random)).map { _ in
@@ -50,7 +50,7 @@ import Testing
     }
 
     @Test func configuration() {
-        var random = SeededRandom(seed: 12)
+        var random = SplitMix64(seed: 12)
         let seed = Array(ConfigurationTests.example.utf8)
         var valid = 0
         for _ in 0..<5000 {
@@ -84,7 +84,7 @@ import Testing
     }
 
     @Test func endpoints() throws {
-        var random = SeededRandom(seed: 13)
+        var random = SplitMix64(seed: 13)
         let seeds = ["10.0.0.0/24:8443", "[fd00::1]:8443", "[fd00::/64]:80", "[::ffff:10.0.0.1]:1"].map {
             Array($0.utf8)
         }
@@ -104,7 +104,7 @@ import Testing
     }
 
     @Test func durations() throws {
-        var random = SeededRandom(seed: 14)
+        var random = SplitMix64(seed: 14)
         let seeds = ["1h2m3.5s", "250ms", "18446744073709551615ns", "1m30s"].map { Array($0.utf8) }
         var valid = 0
         for _ in 0..<20_000 {
@@ -121,7 +121,7 @@ import Testing
     }
 
     @Test func arguments() {
-        var random = SeededRandom(seed: 15)
+        var random = SplitMix64(seed: 15)
         let option = ArgumentOption("reason", short: "r", value: "TEXT", summary: "why")
         let program = ArgumentProgram(
             "p", summary: "p", options: [option],

@@ -208,7 +208,7 @@ private func failure(_ bytes: [UInt8]) -> JSONError? {
     }
 
     @Test func numbersReadBackTheSame() throws {
-        var random = SeededRandom(seed: 1)
+        var random = SplitMix64(seed: 1)
         for _ in 0..<5000 {
             let value = Double(bitPattern: random.next())
             guard value.isFinite else { continue }

@@ -1,21 +1,8 @@
-// Random numbers that are the same in every run, and bytes broken with their help.
+// Breaks bytes at random, the same way in every run.
 
-/// SplitMix64.
-struct SeededRandom: RandomNumberGenerator {
-    private var state: UInt64
+import MeshCore
 
-    init(seed: UInt64) {
-        state = seed
-    }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var mixed = state
-        mixed = (mixed ^ mixed >> 30) &* 0xbf58_476d_1ce4_e5b9
-        mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-        return mixed ^ mixed >> 31
-    }
-
+extension SplitMix64 {
     /// The bytes with one to four changes: replaced, inserted, removed, repeated, cut off or swapped for
     /// one of `words`.
     mutating func mutated(_ original: [UInt8], words: [String]) -> [UInt8] {
