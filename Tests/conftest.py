@@ -1,0 +1,105 @@
+"""Fixtures of the kernel and system tests. They need root and a real kernel, and a test that cannot
+run here fails: a skipped kernel test proves nothing."""
+
+import faulthandler
+import os
+import pathlib
+import signal
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from meshtest.agent import Agent  # noqa: E402
+from meshtest.foreign import Foreign  # noqa: E402
+from meshtest.host import Host, World  # noqa: E402
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "limit(seconds): how long this test may take (default 60)")
+    faulthandler.enable()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """Ends a test that hangs."""
+    marker = item.get_closest_marker("limit")
+    limit = marker.args[0] if marker else 60
+
+    def expired(*_):
+        raise TimeoutError(f"the test took longer than {limit} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(limit)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def host():
+    if os.geteuid() != 0:
+        pytest.fail("kernel and system tests need root: run them with sudo")
+    made = Host()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def world(host):
+    """Two fresh namespaces joined by a veth pair."""
+    made = World(host)
+    yield made
+    made.close()
+
+
+class Agents:
+    """Starts agents and ends those that a test leaves running."""
+
+    def __init__(self, world, directory):
+        self._world, self._directory, self._started = world, directory, []
+
+    def __call__(self, config=None, start=True, name="agent", world=None, **options):
+        directory = self._directory / name
+        directory.mkdir(exist_ok=True)
+        made = Agent(world or self._world, directory, config or {}, **options)
+        self._started.append(made)
+        return made.start() if start else made
+
+    def close(self):
+        failures = []
+        for made in self._started:
+            if made.process is None:
+                continue
+            if made.process.poll() is not None:
+                failures.append(f"the agent ended by itself, code {made.process.returncode}: {made.log_path.read_text()}")
+                continue
+            try:
+                made.stop()
+            except BaseException as error:
+                made.process and made.process.kill()
+                failures.append(str(error))
+        assert not failures, failures
+
+
+@pytest.fixture
+def start_agent(world, tmp_path, request):
+    """Starts an agent: `start_agent({"services": [...]})`. It is stopped, and checked, after the test."""
+    made = Agents(world, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_world(host):
+    made = World(host)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    made = Foreign(tmp_path)
+    yield made
+    made.close()
