@@ -146,7 +146,7 @@ class Agent:
     def attachments(self):
         """What of the agent's is attached: its programs in the cgroup and on this world's devices."""
         found = []
-        tree = json.loads(run("bpftool", "-j", "cgroup", "tree", self.cgroup.directory).stdout or "[]")
+        tree = json.loads(run("bpftool", "-j", "cgroup", "tree", self.cgroup.directory).stdout.strip() or "[]")
         for directory in tree:
             found += [
                 f"{directory['cgroup']}: {program['attach_type']} {program['name']}"

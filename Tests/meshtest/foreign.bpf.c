@@ -68,14 +68,14 @@ static __always_inline int parse(struct __sk_buff *skb, struct segment *segment)
 	return 0;
 }
 
-SEC("classifier/pass")
+SEC("tc")
 int foreign_pass(struct __sk_buff *skb)
 {
 	count(0);
 	return TC_ACT_OK;
 }
 
-SEC("classifier/drop_port")
+SEC("tc")
 int foreign_drop(struct __sk_buff *skb)
 {
 	struct segment segment;
@@ -87,7 +87,7 @@ int foreign_drop(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-SEC("classifier/drop_data")
+SEC("tc")
 int fault_data(struct __sk_buff *skb)
 {
 	struct segment segment;
@@ -99,7 +99,7 @@ int fault_data(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-SEC("classifier/drop_acks")
+SEC("tc")
 int fault_acks(struct __sk_buff *skb)
 {
 	struct segment segment;

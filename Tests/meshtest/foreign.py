@@ -83,4 +83,4 @@ def filters(netns, device):
 def attached(cgroup):
     """The programs of a cgroup by their IDs."""
     shown = run("bpftool", "-j", "cgroup", "show", cgroup.directory).stdout
-    return {(entry["id"], entry["attach_type"]) for entry in json.loads(shown or "[]")}
+    return {(entry["id"], entry["attach_type"]) for entry in json.loads(shown.strip() or "[]")}

@@ -266,6 +266,21 @@ def endpoints(port):
     return [f"127.0.0.1:{port}", f"[::1]:{port}", f"10.77.0.2:{port}", f"[fd77::2]:{port}"]
 
 
+def mac_of(ipv4):
+    """The hardware address of the device with an address, in the worlds of these tests."""
+    return "02:00:" + ":".join(f"{int(byte):02x}" for byte in ipv4.split("."))
+
+
+def _device(name, v4, v6, peer_v4, peer_v6, peer_mac):
+    return (
+        f"addr add {v4}/24 dev {name}",
+        f"addr add {v6}/64 dev {name} nodad",
+        f"link set {name} up",
+        f"neigh replace {peer_v4} lladdr {peer_mac} dev {name} nud permanent",
+        f"neigh replace {peer_v6} lladdr {peer_mac} dev {name} nud permanent",
+    )
+
+
 class World:
     """Two namespaces joined by a veth pair: `near`, where the agent and the clients are, and `far`.
     IPv4 10.77.0.1 and .2, IPv6 fd77::1 and ::2; the device is called `veth0` at both ends."""
@@ -285,15 +300,15 @@ class World:
 
     @staticmethod
     def join(one, device, other, other_device, v4, other_v4, v6, other_v6):
-        """A veth pair between two namespaces, with an address of each family on each end."""
-        one.ip("link", "add", device, "type", "veth", "peer", "name", other_device, "netns", other.name)
-        for netns, name, ipv4, ipv6 in ((one, device, v4, v6), (other, other_device, other_v4, other_v6)):
-            netns.batch(
-                f"addr add {ipv4}/24 dev {name}", f"addr add {ipv6}/64 dev {name} nodad", f"link set {name} up"
-            )
-
-    def mac(self, netns, device="veth0"):
-        return json.loads(run("ip", "-j", "-n", netns.name, "link", "show", device).stdout)[0]["address"]
+        """A veth pair between two namespaces, with an address of each family on each end. Each end knows
+        the other's hardware address: an IPv6 neighbour that has to be asked for first costs a second."""
+        mac, other_mac = mac_of(v4), mac_of(other_v4)
+        one.ip(
+            "link", "add", device, "address", mac, "type", "veth",
+            "peer", "name", other_device, "address", other_mac, "netns", other.name,
+        )
+        one.batch(*_device(device, v4, v6, other_v4, other_v6, other_mac))
+        other.batch(*_device(other_device, other_v4, other_v6, v4, v6, mac))
 
     def keep(self, made):
         """A socket to be closed with this world."""
