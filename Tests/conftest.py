@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from meshtest.agent import Agent  # noqa: E402
 from meshtest.foreign import Foreign  # noqa: E402
-from meshtest.host import Host, World  # noqa: E402
+from meshtest.host import Host, World, endpoints  # noqa: E402
 
 
 def pytest_configure(config):
@@ -96,6 +96,35 @@ def shared_world(host):
     made = World(host)
     yield made
     made.close()
+
+
+class Shared:
+    """One agent for a module's tests that only observe, each with a service of its own."""
+
+    COUNT, FIRST_PORT = 250, 20000
+
+    def __init__(self, world, agent):
+        self.world, self.agent, self._next = world, agent, 0
+
+    @classmethod
+    def services(cls):
+        return [{"name": f"s{n}", "endpoints": endpoints(cls.FIRST_PORT + n)} for n in range(cls.COUNT)]
+
+    def service(self):
+        """A name and a port that no test has used yet."""
+        number, self._next = self._next, self._next + 1
+        assert number < self.COUNT
+        return f"s{number}", self.FIRST_PORT + number
+
+
+@pytest.fixture(scope="module")
+def shared(shared_world, tmp_path_factory):
+    agents = Agents(shared_world, tmp_path_factory.mktemp("shared"))
+    agent = agents({"services": Shared.services()})
+    yield Shared(shared_world, agent)
+    lost = agent.lost()
+    agents.close()
+    assert lost == 0
 
 
 @pytest.fixture
