@@ -2,6 +2,7 @@
 established connection, and nothing at all to whom it must not touch."""
 
 import errno
+import socket
 import threading
 
 import pytest
@@ -26,10 +27,9 @@ TC = pytest.mark.parametrize("tc", ["tcx", "clsact"])
 
 @pytest.fixture
 def agent(start_agent, request):
-    environment = {"MESH_AGENT_FORCE_CLSACT": "1"} if request.node.callspec.params.get("tc") == "clsact" else {}
-    made = start_agent(config(service()), environment=environment)
-    if "tc" in request.node.callspec.params:
-        wanted = request.node.callspec.params["tc"]
+    wanted = getattr(request.node, "callspec", None) and request.node.callspec.params.get("tc")
+    made = start_agent(config(service()), environment={"MESH_AGENT_FORCE_CLSACT": "1"} if wanted == "clsact" else {})
+    if wanted:
         assert {entry["name"]: entry["mode"] for entry in made.status()["interfaces"]} == {"lo": wanted, "veth0": wanted}
     return made
 
@@ -52,7 +52,7 @@ def test_connect_is_refused(agent, world, route, blocking):
     assert connect_errno(world, route, 9001, blocking) == 0
 
 
-def test_a_refused_socket_can_connect_again(agent, world, request):
+def test_a_refused_socket_can_connect_again(agent, world):
     listener = world.listen("lo4", 9001)
     agent.override("web", "open")
     client, address = world.client("lo4")
@@ -110,7 +110,7 @@ def test_the_server_gets_no_byte_of_a_rejected_request(agent, world, route):
         assert not any(s.payload for s in capture.segments)
 
 
-def test_many_connections_are_reset(agent, world, request):
+def test_many_connections_are_reset(agent, world):
     listener = world.listen("lo4", 9001)
     pairs = [world.pair("lo4", 9001, listener) for _ in range(100)]
     agent.override("web", "open")
@@ -124,7 +124,7 @@ def test_many_connections_are_reset(agent, world, request):
     assert agent.status()["connections_active"] == 0
 
 
-def test_a_request_under_way_when_it_opens_gets_its_response(agent, world, request):
+def test_a_request_under_way_when_it_opens_gets_its_response(agent, world):
     client, server = world.pair("lo4", 9001)
     client.sendall(GET)
     receive(server, len(GET))
@@ -190,9 +190,7 @@ def test_observe_rejects_nothing_under_an_override_either(start_agent, world):
     agent.expect_codes("web", {"200": 1})
 
 
-def test_udp_and_mptcp_pass_an_open_breaker(agent, world, request):
-    import socket
-
+def test_udp_and_mptcp_pass_an_open_breaker(agent, world):
     agent.override("web", "open")
     udp_server = world.keep(world.near.socket(kind=socket.SOCK_DGRAM))
     udp_server.bind(("127.0.0.1", 9001))
@@ -207,7 +205,7 @@ def test_udp_and_mptcp_pass_an_open_breaker(agent, world, request):
     assert agent.attempts("web", "connect") == {}
 
 
-def test_each_rejection_is_counted_once_under_load(agent, world, request):
+def test_each_rejection_is_counted_once_under_load(agent, world):
     """Threads connect and send all the time while the breaker opens and closes: what the callers saw
     and what was counted agree to the last attempt."""
     seen = {"connected": 0, "refused": 0, "answered": 0, "reset": 0}

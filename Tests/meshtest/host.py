@@ -310,6 +310,15 @@ class World:
         one.batch(*_device(device, v4, v6, other_v4, other_v6, other_mac))
         other.batch(*_device(other_device, other_v4, other_v6, v4, v6, mac))
 
+    def pod(self, number):
+        """A namespace behind a veth whose host end, `pod<number>`, is in `near`: 10.9<number>.0.2."""
+        made = self.netns()
+        v4, v6 = f"10.9{number}.0", f"fd9{number}:"
+        self.join(self.near, f"pod{number}", made, "eth0", f"{v4}.1", f"{v4}.2", f"{v6}:1", f"{v6}:2")
+        made.batch(f"route add default via {v4}.1")
+        self.near.sysctl("net.ipv4.ip_forward", 1)
+        return made
+
     def keep(self, made):
         """A socket to be closed with this world."""
         self._sockets.append(made)
