@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from meshtest.agent import Agent  # noqa: E402
+from meshtest.agent import Agents  # noqa: E402
 from meshtest.foreign import Foreign  # noqa: E402
 from meshtest.host import Host, World, endpoints  # noqa: E402
 
@@ -52,35 +52,6 @@ def world(host):
     made = World(host)
     yield made
     made.close()
-
-
-class Agents:
-    """Starts agents and ends those that a test leaves running."""
-
-    def __init__(self, world, directory):
-        self._world, self._directory, self._started = world, directory, []
-
-    def __call__(self, config=None, start=True, name="agent", world=None, **options):
-        directory = self._directory / name
-        directory.mkdir(exist_ok=True)
-        made = Agent(world or self._world, directory, config or {}, **options)
-        self._started.append(made)
-        return made.start() if start else made
-
-    def close(self):
-        failures = []
-        for made in self._started:
-            if made.process is None:
-                continue
-            if made.process.poll() is not None:
-                failures.append(f"the agent ended by itself, code {made.process.returncode}: {made.log_path.read_text()}")
-                continue
-            try:
-                made.stop()
-            except BaseException as error:
-                made.process and made.process.kill()
-                failures.append(str(error))
-        assert not failures, failures
 
 
 @pytest.fixture

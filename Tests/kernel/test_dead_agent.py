@@ -40,7 +40,10 @@ def test_past_the_lease_automatic_breakers_admit_everything(start_agent, world):
 
 def test_a_stopped_agent_does_not_hold_half_open_services(start_agent, world):
     agent = start_agent(
-        {**config(service(consecutiveFailures=1, openFor="1s", probe={"ratio": 0.000001, "interval": "1h"})), **SHORT_LEASE}
+        {
+            **config(service(consecutiveFailures=1, openFor="1s", probe={"ratio": 0.000001, "interval": "1h"})),
+            **SHORT_LEASE,
+        }
     )
     trip(agent, world)
     agent.wait_state("web", "half_open")
@@ -51,7 +54,10 @@ def test_a_stopped_agent_does_not_hold_half_open_services(start_agent, world):
 
 def test_the_kernel_keeps_the_deadline_by_itself(start_agent, world):
     agent = start_agent(
-        {**config(service(consecutiveFailures=1, openFor="2s", probe={"ratio": 0.000001, "interval": "1h"})), **KEEPS_LEASE}
+        {
+            **config(service(consecutiveFailures=1, openFor="2s", probe={"ratio": 0.000001, "interval": "1h"})),
+            **KEEPS_LEASE,
+        }
     )
     begin = time.monotonic()
     trip(agent, world)

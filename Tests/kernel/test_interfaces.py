@@ -24,7 +24,9 @@ def devices(agent):
 
 @TC
 def test_a_pod_that_comes_and_goes(start_agent, world, tc):
-    agent = start_agent(config({**service("pod", 80), "endpoints": ["10.92.0.2:80", "10.91.0.1:80"]}), environment=forced(tc))
+    agent = start_agent(
+        config({**service("pod", 80), "endpoints": ["10.92.0.2:80", "10.91.0.1:80"]}), environment=forced(tc)
+    )
     assert devices(agent) == {"lo", "veth0"}
     one, two = world.pod(1), world.pod(2)
     poll(lambda: devices(agent) == {"lo", "veth0", "pod1", "pod2"}, what="the new devices are hooked")
@@ -70,7 +72,9 @@ def test_churn(start_agent, world, tc):
     agent = start_agent(config(service()), environment=forced(tc))
     client, server = world.pair("veth4", 9001)
     for _ in range(5):
-        world.near.batch(*[f"link add churn{n} type dummy" for n in range(10)], *[f"link set churn{n} up" for n in range(10)])
+        world.near.batch(
+            *[f"link add churn{n} type dummy" for n in range(10)], *[f"link set churn{n} up" for n in range(10)]
+        )
         exchange(client, server)
         poll(lambda: len(devices(agent)) == 12)
         world.near.batch(*[f"link del churn{n}" for n in range(10)])
@@ -136,7 +140,9 @@ def test_a_foreign_clsact_filter_stays(start_agent, world, foreign, tc, when):
 
 def test_a_qdisc_of_someone_else_stays(start_agent, world):
     world.near.run("tc", "qdisc", "add", "dev", "veth0", "clsact")
-    world.near.run("tc", "qdisc", "replace", "dev", "veth0", "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "50ms")
+    world.near.run(
+        "tc", "qdisc", "replace", "dev", "veth0", "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "50ms"
+    )
     shown = lambda: world.near.run("tc", "qdisc", "show", "dev", "veth0").stdout
     before = shown()
     agent = start_agent(config(service()), environment=forced("clsact"))

@@ -24,9 +24,7 @@ def test_latency_is_right_within_a_millisecond(shared, milliseconds, route):
             took = {role: now[role] - before[role] for role in before}
             before = now
             assert programmed <= took["server"] <= took["client"] + 1e-6 <= measured + 2e-6
-            differences.append(
-                max(measured - took["client"], took["client"] - programmed, took["server"] - programmed)
-            )
+            differences.append(max(measured - took["client"], took["client"] - programmed, took["server"] - programmed))
     assert min(differences) <= 0.001, differences
     shared.agent.expect_codes(name, {"200": BEST_OF})
 
@@ -40,7 +38,9 @@ def test_buckets_hold_what_they_say(shared):
             time_to_first_byte(client)
     buckets = {
         sample.labels["le"]: sample.value
-        for sample in shared.agent.metrics().samples("mesh_request_duration_seconds_bucket", service=name, role="client")
+        for sample in shared.agent.metrics().samples(
+            "mesh_request_duration_seconds_bucket", service=name, role="client"
+        )
     }
     assert list(buckets) == [
         "0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0",

@@ -175,7 +175,7 @@ def test_logs_are_one_object_a_line(start_agent, world):
         exchange(*world.pair("lo6", 9001))
     connect_errno(world, "lo4", 9001)
     agent.wait_state("web", "open")
-    agent.meshctl("breaker", "close", "web", "--reason", "told \"to\"\nby a test")
+    agent.meshctl("breaker", "close", "web", "--reason", 'told "to"\nby a test')
     agent.expect(lambda: any("told" in json.dumps(line) for line in agent.logs()), True)
     lines = agent.logs()
     assert all({"time", "level", "message"} <= line.keys() for line in lines), lines
@@ -235,7 +235,9 @@ def test_reloads_lose_no_sample(start_agent, world):
         thread = threading.Thread(target=call)
         thread.start()
         for n in range(10):
-            assert agent.reload(config(*(services[: 1 + n] if n % 2 else services[:1] + services[25:])))["error"] is None
+            assert (
+                agent.reload(config(*(services[: 1 + n] if n % 2 else services[:1] + services[25:])))["error"] is None
+            )
         done.set()
         thread.join()
     agent.expect_codes("web", {"200": sent[0]})

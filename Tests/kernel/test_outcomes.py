@@ -3,14 +3,14 @@ the time that it took."""
 
 import errno
 import socket
-import threading
 import time
 
 import pytest
 
 from meshtest import foreign as programs
+from meshtest.agent import Agents
 from meshtest.capture import Capture
-from meshtest.host import endpoints
+
 from meshtest.traffic import GET, connect_errno, exchange, receive, receive_response, reset, response, until_closed
 
 
@@ -37,8 +37,6 @@ LOST = {
 
 @pytest.fixture(scope="module")
 def lost_agent(shared_world, tmp_path_factory):
-    from conftest import Agents
-
     world = shared_world
     agents = Agents(world, tmp_path_factory.mktemp("lost"))
     services = []

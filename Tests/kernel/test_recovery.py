@@ -63,9 +63,7 @@ def test_the_share_of_probes_over_100_000_attempts(start_agent, world):
 
 def test_a_quiet_service_gets_its_probe_each_interval(start_agent, world):
     """One attempt a second with a shorter interval: each of them is a probe, whatever the share."""
-    agent = start_agent(
-        config(service(consecutiveFailures=1, openFor="1s", probe={**NEVER, "interval": "500ms"}))
-    )
+    agent = start_agent(config(service(consecutiveFailures=1, openFor="1s", probe={**NEVER, "interval": "500ms"})))
     trip(agent, world)
     agent.wait_state("web", "half_open")
     with drain(world.listen("lo4", 9001)):
@@ -165,7 +163,11 @@ def test_probes_on_established_connections(start_agent, world):
 def test_the_ramp_admits_a_tenth_then_a_half_then_all(start_agent, world):
     agent = start_agent(
         config(
-            service(consecutiveFailures=1, openFor="1s", probe={"ratio": 1.0, "interval": "1h", "successes": 3, "ramp": "6s"})
+            service(
+                consecutiveFailures=1,
+                openFor="1s",
+                probe={"ratio": 1.0, "interval": "1h", "successes": 3, "ramp": "6s"},
+            )
         )
     )
     trip(agent, world)
@@ -193,7 +195,11 @@ def test_the_ramp_admits_a_tenth_then_a_half_then_all(start_agent, world):
 def test_a_failure_in_the_ramp_reopens(start_agent, world):
     agent = start_agent(
         config(
-            service(consecutiveFailures=2, openFor="1s", probe={"ratio": 1.0, "interval": "10ms", "successes": 2, "ramp": "60s"})
+            service(
+                consecutiveFailures=2,
+                openFor="1s",
+                probe={"ratio": 1.0, "interval": "10ms", "successes": 2, "ramp": "60s"},
+            )
         )
     )
     for _ in range(2):
@@ -219,7 +225,10 @@ def test_slow_probes_do_not_recover(start_agent, world):
     agent = start_agent(
         config(
             service(
-                minimumRequests=2, slowCallDuration="20ms", slowCallRate=0.5, openFor="1s",
+                minimumRequests=2,
+                slowCallDuration="20ms",
+                slowCallRate=0.5,
+                openFor="1s",
                 probe={"ratio": 1.0, "successes": 1},
             )
         )

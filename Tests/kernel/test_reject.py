@@ -30,7 +30,10 @@ def agent(start_agent, request):
     wanted = getattr(request.node, "callspec", None) and request.node.callspec.params.get("tc")
     made = start_agent(config(service()), environment={"MESH_AGENT_FORCE_CLSACT": "1"} if wanted == "clsact" else {})
     if wanted:
-        assert {entry["name"]: entry["mode"] for entry in made.status()["interfaces"]} == {"lo": wanted, "veth0": wanted}
+        assert {entry["name"]: entry["mode"] for entry in made.status()["interfaces"]} == {
+            "lo": wanted,
+            "veth0": wanted,
+        }
     return made
 
 
@@ -76,7 +79,9 @@ def test_an_established_connection_is_reset_at_both_ends(agent, world, route, tc
     assert until_closed(server) == errno.ECONNRESET
     agent.expect(lambda: agent.attempts("web", "request"), {"admitted": 1, "rejected": 1})
     agent.expect_codes("web", {"200": 1})
-    agent.expect(lambda: agent.metrics().by("mesh_connections_active", "role", service="web"), {"client": 1, "server": 1})
+    agent.expect(
+        lambda: agent.metrics().by("mesh_connections_active", "role", service="web"), {"client": 1, "server": 1}
+    )
     # Who asks for nothing is left alone.
     agent.automatic("web")
     exchange(idle, idle_server)
@@ -248,12 +253,8 @@ def test_each_rejection_is_counted_once_under_load(agent, world):
         done.set()
         for thread in threads:
             thread.join()
-    agent.expect(
-        lambda: agent.attempts("web", "connect"), {"admitted": seen["connected"], "rejected": seen["refused"]}
-    )
-    agent.expect(
-        lambda: agent.attempts("web", "request"), {"admitted": seen["answered"], "rejected": seen["reset"]}
-    )
+    agent.expect(lambda: agent.attempts("web", "connect"), {"admitted": seen["connected"], "rejected": seen["refused"]})
+    agent.expect(lambda: agent.attempts("web", "request"), {"admitted": seen["answered"], "rejected": seen["reset"]})
     agent.expect_codes("web", {"200": seen["answered"]})
     assert agent.lost() == 0
     assert min(seen.values()) > 0, seen

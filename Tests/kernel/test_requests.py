@@ -292,7 +292,12 @@ def test_bytes_are_those_of_the_payload(shared, pair):
     def read():
         metrics = shared.agent.metrics()
         value = lambda kind, role: metrics.value(f"mesh_{kind}_bytes_total", service=name, role=role)
-        return [value("sent", "client"), value("received", "client"), value("sent", "server"), value("received", "server")]
+        return [
+            value("sent", "client"),
+            value("received", "client"),
+            value("sent", "server"),
+            value("received", "server"),
+        ]
 
     shared.agent.expect(read, [len(GET), len(answer), len(answer), len(GET)])
 

@@ -66,7 +66,8 @@ def test_unknown_destinations_are_discovered_to_the_cap_and_then_other(start_age
 
 
 @pytest.mark.parametrize(
-    "route, client_name", [("lo4", "127.0.0.1:9070"), ("lo6", "[::1]:9070"), ("mapped", "127.0.0.1:9070"), ("veth6", "[fd77::2]:9070")]
+    "route, client_name",
+    [("lo4", "127.0.0.1:9070"), ("lo6", "[::1]:9070"), ("mapped", "127.0.0.1:9070"), ("veth6", "[fd77::2]:9070")],
 )
 def test_names_of_discovered_services(start_agent, world, route, client_name):
     agent = start_agent({})
@@ -165,7 +166,9 @@ def test_hostile_names_inject_nothing(start_agent, world, host):
         assert "plain" in rows and "\t" not in rows
         agent.stop()
         # As the name of a service: taken and escaped, or refused with its place.
-        refused = start_agent({"services": [{"name": name, "endpoints": ["127.0.0.1:9001"]}]}, start=False, name="named")
+        refused = start_agent(
+            {"services": [{"name": name, "endpoints": ["127.0.0.1:9001"]}]}, start=False, name="named"
+        )
         done = run(binary("mesh-agent", "MESH_AGENT"), "check", "--config", refused.config_path, check=False)
         if done.returncode == 0:
             refused.start()
@@ -180,7 +183,14 @@ def test_hostile_names_inject_nothing(start_agent, world, host):
 
 @pytest.mark.parametrize(
     "status_line",
-    [b'HTTP/1.1 2"0 OK', b"HTTP/1.1 200\n# HELP evil x", b"HTTP/1.1 -12 no", b"HTTP/1.1 1e9 no", b"HTTP/1.1 \xff\xfe\xfd no", b"HTTP/1.9 777 no"],
+    [
+        b'HTTP/1.1 2"0 OK',
+        b"HTTP/1.1 200\n# HELP evil x",
+        b"HTTP/1.1 -12 no",
+        b"HTTP/1.1 1e9 no",
+        b"HTTP/1.1 \xff\xfe\xfd no",
+        b"HTTP/1.9 777 no",
+    ],
 )
 def test_hostile_responses_inject_nothing(start_agent, world, status_line):
     agent = start_agent(config(service()))

@@ -10,7 +10,7 @@ import pytest
 
 from meshtest.capture import Capture
 from meshtest.host import Cgroup, run
-from meshtest.policies import config, service
+from meshtest.policies import service
 from meshtest.traffic import exchange, receive, response
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -24,7 +24,13 @@ def plain(**settings):
 def stamps(agent):
     found = agent.status()["stamps"]
     metrics = agent.metrics()
-    for direction, result in (("sent", "ok"), ("sent", "no_room"), ("sent", "out_of_scope"), ("received", "ok"), ("received", "out_of_scope")):
+    for direction, result in (
+        ("sent", "ok"),
+        ("sent", "no_room"),
+        ("sent", "out_of_scope"),
+        ("received", "ok"),
+        ("received", "out_of_scope"),
+    ):
         assert metrics.value("mesh_stamps_total", direction=direction, result=result) == found[f"{direction}_{result}"]
     return found
 
@@ -98,7 +104,12 @@ def test_a_retransmitted_syn_has_the_same_stamp(start_agent, world, route):
         second = capture.syns(2)[1]
         exchange(client, server)
     assert first.sequence == second.sequence
-    assert first.stamp == second.stamp == shown(agent, "client", port_of(client)) == shown(agent, "server", port_of(client))
+    assert (
+        first.stamp
+        == second.stamp
+        == shown(agent, "client", port_of(client))
+        == shown(agent, "server", port_of(client))
+    )
     # A connection is stamped once, however often its SYN is sent.
     assert stamps(agent)["sent_ok"] == 1
 
@@ -179,7 +190,9 @@ def test_out_of_scope_is_not_stamped_and_counted(start_agent, world):
         for route, stamped in (("veth4", True), ("veth6", False)):
             client, server = world.pair(route, 9001)
             exchange(client, server)
-            assert (capture.wait(lambda s: s.is_syn and s.source_port == port_of(client))[0].stamp is not None) == stamped
+            assert (
+                capture.wait(lambda s: s.is_syn and s.source_port == port_of(client))[0].stamp is not None
+            ) == stamped
     found = stamps(agent)
     assert (found["sent_ok"], found["sent_out_of_scope"], found["sent_no_room"]) == (1, 1, 0)
 

@@ -40,7 +40,9 @@ def test_failure_rate(start_agent, world):
     assert metrics.value("mesh_breaker_transitions_total", service="web") == 1
     assert metrics.by("mesh_breaker_state", "state", service="web") == {"open": 1}
     assert {s.labels["state"] for s in metrics.samples("mesh_breaker_state", service="web")} == {
-        "closed", "open", "half_open",
+        "closed",
+        "open",
+        "half_open",
     }
     assert metrics.value("mesh_breaker_reaction_seconds_count") >= 1
 

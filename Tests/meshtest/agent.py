@@ -93,9 +93,19 @@ class Agent:
         """Starts the process without waiting for it."""
         self.log = open(self.log_path, "ab")
         self.process = self.world.near.popen(
-            self.program, "run", "--config", self.config_path, "--control", self.control,
-            "--log-format", "json", *self.arguments,
-            cgroup=self.world.host.home, stdout=self.log, stderr=self.log, env=self.environment,
+            self.program,
+            "run",
+            "--config",
+            self.config_path,
+            "--control",
+            self.control,
+            "--log-format",
+            "json",
+            *self.arguments,
+            cgroup=self.world.host.home,
+            stdout=self.log,
+            stderr=self.log,
+            env=self.environment,
         )
         return self
 
@@ -269,7 +279,9 @@ class Agent:
         """Runs meshctl: its JSON, or its text with `output="table"`."""
         done = subprocess.run(
             [binary("meshctl", "MESHCTL"), "--control", control or self.control, "-o", output, *map(str, words)],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         if code:
@@ -309,3 +321,34 @@ class Agent:
     def duration(self, service, role="client"):
         """The sum of a service's request durations so far, in seconds."""
         return self.metrics().value(REQUESTS + "_sum", service=service, role=role)
+
+
+class Agents:
+    """Starts agents and ends those that a test leaves running."""
+
+    def __init__(self, world, directory):
+        self._world, self._directory, self._started = world, directory, []
+
+    def __call__(self, config=None, start=True, name="agent", world=None, **options):
+        directory = self._directory / name
+        directory.mkdir(exist_ok=True)
+        made = Agent(world or self._world, directory, config or {}, **options)
+        self._started.append(made)
+        return made.start() if start else made
+
+    def close(self):
+        failures = []
+        for made in self._started:
+            if made.process is None:
+                continue
+            if made.process.poll() is not None:
+                failures.append(
+                    f"the agent ended by itself, code {made.process.returncode}: {made.log_path.read_text()}"
+                )
+                continue
+            try:
+                made.stop()
+            except BaseException as error:
+                made.process and made.process.kill()
+                failures.append(str(error))
+        assert not failures, failures

@@ -113,8 +113,18 @@ def parse_segment(frame, arriving=True):
     if header < 20 or header > len(tcp):
         raise MalformedPacket(f"a TCP header of {header} bytes")
     return Segment(
-        socket.inet_ntop(family, source), socket.inet_ntop(family, destination), source_port, destination_port,
-        sequence, acknowledgment, flags, parse_options(tcp[20:header]), tcp[header:], tcp, pseudo, arriving,
+        socket.inet_ntop(family, source),
+        socket.inet_ntop(family, destination),
+        source_port,
+        destination_port,
+        sequence,
+        acknowledgment,
+        flags,
+        parse_options(tcp[20:header]),
+        tcp[header:],
+        tcp,
+        pseudo,
+        arriving,
     )
 
 

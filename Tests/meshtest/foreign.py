@@ -76,7 +76,8 @@ class Foreign:
 def filters(netns, device):
     """The clsact filters of a device, as tc shows them."""
     return {
-        hook: netns.run("tc", "filter", "show", "dev", device, hook, check=False).stdout for hook in ("ingress", "egress")
+        hook: netns.run("tc", "filter", "show", "dev", device, hook, check=False).stdout
+        for hook in ("ingress", "egress")
     }
 
 

@@ -97,7 +97,7 @@ class Cgroup:
     def remove(self):
         """Ends what still runs inside and removes the directory with all below it."""
         for directory, _, _ in os.walk(self.directory, topdown=False):
-            inside = Cgroup(directory[len(cgroup_mount()):])
+            inside = Cgroup(directory[len(cgroup_mount()) :])
 
             def emptied():
                 for pid in inside.pids():
@@ -237,7 +237,7 @@ class Host:
         """Removes what a test run that was killed left: cgroups and namespaces whose process is gone."""
         for directory in glob.glob(cgroup_mount() + "/mesh-test-*"):
             if not os.path.exists("/proc/" + directory.rsplit("-", 1)[1]):
-                Cgroup(directory[len(cgroup_mount()):]).remove()
+                Cgroup(directory[len(cgroup_mount()) :]).remove()
         for path in glob.glob("/run/netns/mt-*"):
             if not os.path.exists("/proc/" + path.split("-")[1]):
                 run("ip", "netns", "del", os.path.basename(path), check=False)
@@ -304,8 +304,20 @@ class World:
         the other's hardware address: an IPv6 neighbour that has to be asked for first costs a second."""
         mac, other_mac = mac_of(v4), mac_of(other_v4)
         one.ip(
-            "link", "add", device, "address", mac, "type", "veth",
-            "peer", "name", other_device, "address", other_mac, "netns", other.name,
+            "link",
+            "add",
+            device,
+            "address",
+            mac,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            other_device,
+            "address",
+            other_mac,
+            "netns",
+            other.name,
         )
         one.batch(*_device(device, v4, v6, other_v4, other_v6, other_mac))
         other.batch(*_device(other_device, other_v4, other_v6, v4, v6, mac))

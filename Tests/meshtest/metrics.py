@@ -97,7 +97,7 @@ class _Line:
                     self.fail("unterminated label value")
                 if self.ahead("\\"):
                     escape = self.text[self.at : self.at + 2]
-                    if escape not in ('\\\\', '\\"', "\\n"):
+                    if escape not in ("\\\\", '\\"', "\\n"):
                         self.fail(f"escape {escape!r}")
                     value += {"\\\\": "\\", '\\"': '"', "\\n": "\n"}[escape]
                     self.at += 2

@@ -108,7 +108,9 @@ def nginx(world, tmp_path, port, netns=None, tls_port=None):
     configuration = directory / "nginx.conf"
     configuration.write_text(NGINX.format(directory=directory, port=port, tls=tls))
     netns = netns or world.near
-    server = Program(netns, [need("nginx"), "-c", configuration, "-e", directory / "error.log"], directory, stop=signal.SIGQUIT)
+    server = Program(
+        netns, [need("nginx"), "-c", configuration, "-e", directory / "error.log"], directory, stop=signal.SIGQUIT
+    )
     return server.listening(lambda: _accepts(world, netns, port))
 
 
@@ -149,9 +151,9 @@ def postgresql(world, tmp_path, port):
         "-c", f"unix_socket_directories={directory}", "-c", "fsync=off",
     ]  # fmt: skip
     server = Program(world.near, words, directory, stop=signal.SIGINT)
-    ready = lambda: run(
-        *as_postgres, programs[-1] / "pg_isready", "-h", directory, "-p", port, check=False
-    ).returncode == 0
+    ready = (
+        lambda: run(*as_postgres, programs[-1] / "pg_isready", "-h", directory, "-p", port, check=False).returncode == 0
+    )
     return server.listening(ready)
 
 

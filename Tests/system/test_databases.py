@@ -78,10 +78,14 @@ def test_a_slow_query_takes_its_time(start_agent, world, tmp_path):
             need("psql"), "-X", "-q", "-h", "127.0.0.1", "-p", "5432", "-U", "postgres", "-d", "postgres",
             "-c", "select pg_sleep(0.2)",
         )  # fmt: skip
-        slow = lambda: agent.metrics().samples(
-            "mesh_request_duration_seconds_bucket", service="db", role="client", code="ok", le="0.1"
-        )[0].value
-        count = lambda: agent.metrics().value("mesh_request_duration_seconds_count", service="db", role="client", code="ok")
+        slow = (
+            lambda: agent.metrics()
+            .samples("mesh_request_duration_seconds_bucket", service="db", role="client", code="ok", le="0.1")[0]
+            .value
+        )
+        count = lambda: agent.metrics().value(
+            "mesh_request_duration_seconds_count", service="db", role="client", code="ok"
+        )
         agent.expect(lambda: count() - slow(), 1)
 
 

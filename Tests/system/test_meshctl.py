@@ -40,7 +40,9 @@ def test_services(agent, world):
     client, server = world.pair("lo4", 9001)
     for status in (200, 200, 200, 500):
         exchange(client, server, status)
-    rows = [row for row in agent.meshctl("services")["services"] if row["name"] == "payments" and row["role"] == "client"]
+    rows = [
+        row for row in agent.meshctl("services")["services"] if row["name"] == "payments" and row["role"] == "client"
+    ]
     assert len(rows) == 1
     row = rows[0]
     assert (row["requests_total"], row["errors_total"], row["kind"]) == (4, 1, "configured")
@@ -143,7 +145,9 @@ def test_flows(agent, world):
 
 def following(agent, *words):
     return subprocess.Popen(
-        [binary("meshctl", "MESHCTL"), "--control", agent.control, "-o", "json", *words], stdout=subprocess.PIPE, text=True
+        [binary("meshctl", "MESHCTL"), "--control", agent.control, "-o", "json", *words],
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -222,7 +226,17 @@ def test_completions(shell):
 
 
 def test_help_has_examples():
-    for words in (["status"], ["services"], ["breaker"], ["breaker", "open"], ["flows"], ["trace", "bind"], ["top"], ["events"], ["doctor"]):
+    for words in (
+        ["status"],
+        ["services"],
+        ["breaker"],
+        ["breaker", "open"],
+        ["flows"],
+        ["trace", "bind"],
+        ["top"],
+        ["events"],
+        ["doctor"],
+    ):
         done = meshctl(*words, "--help")
         assert done.returncode == 0 and "xample" in done.stdout, words
 

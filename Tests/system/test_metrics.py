@@ -129,7 +129,9 @@ def test_a_real_prometheus_scrapes_the_right_count(start_agent, world, tmp_path)
         for _ in range(77):
             exchange(client, server)
         poll(lambda: query(count) == [200.0], 15, 0.2, "the new count was scraped")
-        assert query('histogram_quantile(0.5, sum by (le) (mesh_request_duration_seconds_bucket{service="web"}))')[0] < 1
+        assert (
+            query('histogram_quantile(0.5, sum by (le) (mesh_request_duration_seconds_bucket{service="web"}))')[0] < 1
+        )
         assert query("scrape_samples_scraped")[0] > 50
 
 
@@ -233,7 +235,10 @@ def test_byte_by_byte_is_served(agent):
 
 def test_pipelined_requests_are_all_answered(agent):
     sock = connect(agent)
-    sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 9 + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    sock.sendall(
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 9
+        + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
     assert answer(sock).count(b"HTTP/1.1 200 ") == 10
 
 
@@ -265,7 +270,7 @@ def test_hostile_control_clients(agent):
     half = [control(b"POST /v1/breakers/web/open HTTP/1.1\r\nContent-Length: 100\r\n\r\n{") for _ in range(20)]
     for data in (
         b"\0" * 1000,
-        b"POST /v1/breakers/web/open HTTP/1.1\r\nContent-Length: 8\r\n\r\n{\"reason",
+        b'POST /v1/breakers/web/open HTTP/1.1\r\nContent-Length: 8\r\n\r\n{"reason',
         b"POST /v1/breakers/web/open HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n",
         b"POST /v1/breakers/web/open HTTP/1.1\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60000,
         b"GET /v1/breakers/%ff%00%2e%2e HTTP/1.1\r\nHost: x\r\n\r\n",

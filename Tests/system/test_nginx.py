@@ -47,7 +47,9 @@ def test_wrk(start_agent, world, tmp_path, where):
         metrics = agent.metrics()
         assert metrics.value("mesh_connections_opened_total", service="web", role="client") >= 16
         opened = metrics.by("mesh_connections_opened_total", "role", service="web")
-        assert opened["client"] == opened["server"] == metrics.value("mesh_connect_duration_seconds_count", service="web")
+        assert (
+            opened["client"] == opened["server"] == metrics.value("mesh_connect_duration_seconds_count", service="web")
+        )
     agent.expect(lambda: agent.metrics().value("mesh_connections_active", service="web"), 0)
 
 
