@@ -127,6 +127,26 @@ def test_not_root(start_agent, world, tmp_path):
     assert done.stderr.count("\n") == 1 and ("root" in done.stderr or "CAP_" in done.stderr)
 
 
+WITHOUT = {
+    "cgroup2": ("umount -a -t cgroup2", "cgroup2"),
+    "btf": ("mount -t tmpfs none /sys/kernel/btf", "BTF"),
+}
+
+
+@pytest.mark.parametrize("missing", list(WITHOUT))
+def test_a_host_that_lacks_something(start_agent, world, missing):
+    """In a mount namespace of its own the host looks as if it had no cgroup2, or no BTF."""
+    hide, word = WITHOUT[missing]
+    agent = start_agent({"cgroup": "auto"} if missing == "cgroup2" else {}, start=False)
+    hidden = ["unshare", "-m", "sh", "-c", f'{hide} && exec "$@"', "sh"]
+    words = [agent.program, "run", "--config", agent.config_path, "--control", agent.control]
+    done = world.near.run(*hidden, *words, check=False)
+    assert done.returncode == 1, done
+    assert done.stderr.count("\n") == 1 and word in done.stderr
+    done = world.near.run(*hidden, binary("meshctl", "MESHCTL"), "doctor", check=False)
+    assert done.returncode == 1 and word in done.stdout
+
+
 def test_a_cgroup_that_is_not_there(start_agent):
     agent = start_agent({"cgroup": "/mesh-test-no-such"}, start=False)
     assert "mesh-test-no-such" in ends(agent)
