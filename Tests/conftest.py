@@ -102,9 +102,10 @@ def shared(shared_world, tmp_path_factory):
     agents = Agents(shared_world, tmp_path_factory.mktemp("shared"))
     agent = agents({"services": Shared.services()})
     yield Shared(shared_world, agent)
-    lost = agent.lost()
-    agents.close()
-    assert lost == 0
+    try:
+        assert agent.lost() == 0
+    finally:
+        agents.close()
 
 
 @pytest.fixture
