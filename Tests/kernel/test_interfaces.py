@@ -72,12 +72,11 @@ def test_churn(start_agent, world, tc):
     agent = start_agent(config(service()), environment=forced(tc))
     client, server = world.pair("veth4", 9001)
     for _ in range(5):
-        world.near.batch(
-            *[f"link add churn{n} type dummy" for n in range(10)], *[f"link set churn{n} up" for n in range(10)]
-        )
+        world.near.batch(*[f"link add one{n} type veth peer name two{n}" for n in range(5)])
+        world.near.batch(*[f"link set {end}{n} up" for n in range(5) for end in ("one", "two")])
         exchange(client, server)
         poll(lambda: len(devices(agent)) == 12)
-        world.near.batch(*[f"link del churn{n}" for n in range(10)])
+        world.near.batch(*[f"link del one{n}" for n in range(5)])
         poll(lambda: devices(agent) == {"lo", "veth0"})
     agent.expect_codes("web", {"200": 5})
     assert not [line for line in agent.logs() if line["level"] == "error"]
@@ -99,7 +98,7 @@ def test_a_foreign_clsact_filter_stays(start_agent, world, foreign, tc, when):
     def attach():
         for hook in ("ingress", "egress"):
             foreign.filter(world.near, "veth0", hook, "foreign_drop", priority=1)
-            foreign.filter(world.near, "veth0", hook, "foreign_pass", priority=2)
+            foreign.filter(world.near, "veth0", hook, "foreign_pass", priority=3)
 
     def theirs():
         shown = programs.filters(world.near, "veth0")
@@ -136,6 +135,20 @@ def test_a_foreign_clsact_filter_stays(start_agent, world, foreign, tc, when):
     passed = foreign.seen(programs.PASSED)
     exchange(*world.pair("veth4", 9001))
     assert foreign.seen(programs.PASSED) > passed
+
+
+def test_a_foreign_filter_that_decides_first_is_obeyed(start_agent, world, foreign):
+    """On clsact a filter ahead of the agent's may end the chain. Then there is nothing to reset with, the
+    request goes through, and it is not counted as rejected."""
+    for hook in ("ingress", "egress"):
+        foreign.filter(world.near, "veth0", hook, "foreign_pass", priority=1)
+    agent = start_agent(config(service()), environment=forced("clsact"))
+    client, server = world.pair("veth4", 9001)
+    agent.override("web", "open")
+    exchange(client, server)
+    agent.expect_codes("web", {"200": 1})
+    assert "rejected" not in agent.attempts("web", "request")
+    assert connect_errno(world, "veth4", 9001) == errno.ECONNREFUSED
 
 
 def test_a_qdisc_of_someone_else_stays(start_agent, world):
