@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-#include "mesh_abi.h"
+/* All programs as one object, so that they share one set of maps. One header per hook. */
+#include "connect.bpf.h"
+#include "sockops.bpf.h"
+#include "skb.bpf.h"
+#include "tc.bpf.h"
+#include "iterator.bpf.h"
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-SEC("cgroup_skb/ingress") int mesh_ingress(struct __sk_buff *skb) { return 1; }

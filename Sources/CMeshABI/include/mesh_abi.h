@@ -28,6 +28,11 @@
 #define MESH_STAMP_LENGTH 20
 #define MESH_STAMP_EXPERIMENT 0x4d41 /* "MA" */
 
+/* A W3C trace ID. All zero: unknown. Value of `bindings` and `stamps`. */
+struct mesh_trace_id {
+	uint8_t bytes[16];
+};
+
 enum mesh_role {
 	MESH_ROLE_IGNORED = 0, /* a socket that is looked at once and then left alone */
 	MESH_ROLE_CLIENT = 1,
@@ -220,7 +225,7 @@ enum mesh_counter {
 	MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE = 4,
 	MESH_COUNTER_LOST_RING = 5,	 /* samples that found the ring buffer full */
 	MESH_COUNTER_LOST_STORAGE = 6,	 /* connections for which there was no memory */
-	MESH_COUNTER_LOST_DISCOVERY = 7, /* destinations that became `other` */
+	MESH_COUNTER_OVER_CAP = 7,	 /* connections whose service became `other` */
 	MESH_COUNTER_UNENFORCED = 8,	 /* rejected requests that no tc hook could reset */
 	MESH_COUNTER_RESETS = 9,	 /* rejected requests that were reset */
 	MESH_COUNTERS = 10,

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* The life of a tracked connection: begun, a request ended, ended. Every hook calls these. */
+#ifndef MESH_CONNECTION_H
+#define MESH_CONNECTION_H
+
+#include "services.h"
+
+static __always_inline u64 workload_of(struct tcp_sock *tcp)
+{
+	return sock_of(tcp)->sk_cgrp_data.cgroup->kn->id;
+}
+
+/* sk_err is set before a socket turns to CLOSE (net/ipv4/tcp_input.c, tcp_reset, and others). */
+static __always_inline u8 outcome_of(int error)
+{
+	switch (error) {
+	case ECONNREFUSED:
+		return MESH_OUTCOME_REFUSED;
+	case ETIMEDOUT:
+		return MESH_OUTCOME_TIMEOUT;
+	case ENETUNREACH:
+	case EHOSTUNREACH:
+	case ENETDOWN:
+	case EHOSTDOWN:
+		return MESH_OUTCOME_UNREACHABLE;
+	case ECONNRESET:
+	case EPIPE:
+		return MESH_OUTCOME_RESET;
+	default:
+		return MESH_OUTCOME_ABORTED;
+	}
+}
+
+static __always_inline u16 decision_flags(const struct mesh_connection *connection, u8 decision)
+{
+	u16 flags = connection->exempt ? MESH_SAMPLE_EXEMPT : 0;
+
+	if (decision == MESH_DECISION_PROBE)
+		flags |= MESH_SAMPLE_PROBE;
+	else if (decision == MESH_DECISION_WOULD_REJECT)
+		flags |= MESH_SAMPLE_WOULD_REJECT;
+	return flags;
+}
+
+/*
+ * Ends the pending request, if there is one: whoever takes its start time reports it, once.
+ * `until` is when it ended.
+ */
+static __noinline int end_request(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome, u16 status, u64 until)
+{
+	struct ending end = {.kind = MESH_EVENT_REQUEST};
+	u64 start;
+
+	if (!connection)
+		return 0;
+	start = __sync_lock_test_and_set(&connection->request_start_ns, 0);
+	if (!start)
+		return 0;
+	end.flags = decision_flags(connection, connection->decision);
+	if (connection->decision == MESH_DECISION_REJECTED) {
+		/* No tc hook was on its way, so it went through. */
+		end.flags |= MESH_SAMPLE_UNENFORCED;
+		count(MESH_COUNTER_UNENFORCED);
+		connection->decision = MESH_DECISION_ADMITTED;
+	}
+	end.outcome = outcome;
+	end.status = status;
+	end.protocol = connection->protocol;
+	end.time_ns = until;
+	end.duration_ns = until > start ? until - start : 0;
+	return emit(connection, tcp, &end);
+}
+
+/*
+ * Ends the pending request of a connection that ends. A response that had begun, too short to
+ * tell whether it is HTTP, counts as one.
+ */
+static __always_inline void abandon_request(struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
+{
+	if (!connection->request_start_ns)
+		return;
+	if (connection->status_len)
+		end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
+	else
+		end_request(connection, tcp, outcome, 0, bpf_ktime_get_ns());
+}
+
+/* Reports a connect() that ended, well or not. */
+static __always_inline void end_connect(struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
+{
+	struct ending end = {.kind = MESH_EVENT_CONNECT};
+
+	end.outcome = outcome;
+	end.flags = decision_flags(connection, connection->connect_decision);
+	end.time_ns = bpf_ktime_get_ns();
+	end.duration_ns = end.time_ns - connection->opened_ns;
+	emit(connection, tcp, &end);
+}
+
+/* Reports that a connection began or ended, or that its byte counts moved on. */
+static __always_inline void note(struct mesh_connection *connection, struct tcp_sock *tcp, u8 kind, u8 outcome)
+{
+	struct ending end = {.kind = kind, .outcome = outcome};
+
+	end.protocol = connection->protocol;
+	end.time_ns = bpf_ktime_get_ns();
+	emit(connection, tcp, &end);
+}
+
+/* The socket has closed, or will tell no more. */
+static __noinline int end_connection(struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
+{
+	u8 phase;
+
+	if (!connection)
+		return 0;
+	phase = connection->phase;
+	connection->phase = PHASE_CLOSED;
+	if (phase == PHASE_CONNECTING || phase == PHASE_SYN_SENT) {
+		end_connect(connection, tcp, outcome);
+	} else if (phase == PHASE_ESTABLISHED) {
+		abandon_request(connection, tcp, outcome);
+		note(connection, tcp, MESH_EVENT_CLOSE, outcome);
+	}
+	return 0;
+}
+
+#endif

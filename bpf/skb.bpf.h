@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * cgroup_skb: where requests and responses begin. Retransmitted, duplicate and reordered segments
+ * start and finish nothing; a received stamp is kept until its connection is accepted.
+ */
+#ifndef MESH_SKB_BPF_H
+#define MESH_SKB_BPF_H
+
+#include "admit.h"
+#include "connection.h"
+#include "packet.h"
+
+/* Byte counts of a connection that moves data without requests are reported this often. */
+#define BYTES_STEP (1024 * 1024)
+
+#define TLS_CHANGE_CIPHER_SPEC 20 /* RFC 8446, 5.1: the record types */
+#define TLS_HANDSHAKE 22
+#define TLS_APPLICATION_DATA 23
+
+/* "HTTP/1.1 200": RFC 9112, 4, as far as the status code. */
+#define STATUS_BYTES 12
+/* How far into a segment the end of an interim response is looked for. */
+#define INTERIM_BYTES 2048
+
+#define OPTIONS_BYTES 40 /* RFC 9293, 3.1: a header is at most 60 bytes */
+
+struct stamp_search {
+	u8 options[OPTIONS_BYTES];
+	u32 length;
+	u32 at;
+	u32 found; /* where the trace ID begins; 0: no stamp */
+};
+
+/* Looks at one option. One whose length lies ends the search. */
+static long find_stamp(u32 index, void *context)
+{
+	struct stamp_search *search = context;
+	u32 at = search->at, size;
+
+	if (at > OPTIONS_BYTES - 2 || at + 1 >= search->length || search->options[at] == 0)
+		return 1;
+	if (search->options[at] == 1) {
+		search->at = at + 1;
+		return 0;
+	}
+	size = search->options[at + 1];
+	if (size < 2)
+		return 1;
+	if (search->options[at] == MESH_STAMP_KIND && size == MESH_STAMP_LENGTH &&
+	    at <= OPTIONS_BYTES - MESH_STAMP_LENGTH && at + size <= search->length &&
+	    search->options[at + 2] == MESH_STAMP_EXPERIMENT >> 8 &&
+	    search->options[at + 3] == (MESH_STAMP_EXPERIMENT & 0xff)) {
+		search->found = at + 4;
+		return 1;
+	}
+	search->at = at + size;
+	return 0;
+}
+
+/* Keeps a SYN's stamp for the connection that it may become. */
+static __noinline int receive_stamp(struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct stamp_search search = {};
+	struct mesh_tuple tuple = {};
+	struct tcp_header header;
+	u8 trace_id[16];
+	u32 length;
+
+	if (!tcp || !packet)
+		return 0;
+	length = packet->payload_offset - packet->tcp_offset - sizeof(header);
+	if (length < MESH_STAMP_LENGTH || length > OPTIONS_BYTES)
+		return 0;
+	if (bpf_skb_load_bytes(skb, packet->tcp_offset + sizeof(header), search.options, length))
+		return 0;
+	search.length = length;
+	bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
+	if (!search.found || search.found > OPTIONS_BYTES - sizeof(trace_id))
+		return 0;
+	__builtin_memcpy(trace_id, &search.options[search.found], sizeof(trace_id));
+
+	if (bpf_skb_load_bytes(skb, packet->tcp_offset, &header, sizeof(header)))
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		u32 addresses[2];
+
+		if (bpf_skb_load_bytes(skb, offsetof(struct ipv4_header, source), addresses, sizeof(addresses)))
+			return 0;
+		map_ipv4(tuple.remote_address, addresses[0]);
+		map_ipv4(tuple.local_address, addresses[1]);
+	} else {
+		if (bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, source), tuple.remote_address, 16) ||
+		    bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, destination), tuple.local_address, 16))
+			return 0;
+	}
+	if (!in_networks(&scope, tuple.remote_address)) {
+		count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
+		return 0;
+	}
+	tuple.remote_port = bpf_ntohs(header.source);
+	tuple.local_port = bpf_ntohs(header.destination);
+	tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
+	bpf_map_update_elem(&stamps, &tuple, trace_id, BPF_ANY);
+	return 0;
+}
+
+/*
+ * Takes in a connection that is older than the agent. It is a server's if something listens on
+ * its local port, else a client's.
+ */
+static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct mesh_connection *connection;
+	struct bpf_sock_tuple lookup = {};
+	struct bpf_sock *listener;
+	struct mesh_tuple tuple;
+	u32 *words, size, service;
+
+	if (!tcp || sk->state != BPF_TCP_ESTABLISHED)
+		return NULL;
+	connection = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!connection) {
+		count(MESH_COUNTER_LOST_STORAGE);
+		return NULL;
+	}
+	if (tcp->is_mptcp)
+		return connection; /* its role stays IGNORED */
+
+	read_tuple(&tuple, sock_of(tcp));
+	/* Remote port 0 matches no connection, so only a listener can be found. */
+	words = (u32 *)tuple.local_address;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		lookup.ipv4.saddr = ((u32 *)tuple.remote_address)[3];
+		lookup.ipv4.daddr = words[3];
+		lookup.ipv4.dport = bpf_htons(tuple.local_port);
+		size = sizeof(lookup.ipv4);
+		listener = bpf_skc_lookup_tcp(skb, &lookup, size, BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(lookup.ipv6.saddr, tuple.remote_address, 16);
+		__builtin_memcpy(lookup.ipv6.daddr, tuple.local_address, 16);
+		lookup.ipv6.dport = bpf_htons(tuple.local_port);
+		size = sizeof(lookup.ipv6);
+		listener = bpf_skc_lookup_tcp(skb, &lookup, size, BPF_F_CURRENT_NETNS, 0);
+	}
+	if (listener) {
+		connection->role = MESH_ROLE_SERVER;
+		bpf_sk_release(listener);
+	} else if (configured(tuple.remote_address, tuple.remote_port, &service) ||
+		   !configured(tuple.local_address, tuple.local_port, &service)) {
+		connection->role = MESH_ROLE_CLIENT;
+	} else {
+		/* The listener is gone, but the local end is a known service's. */
+		connection->role = MESH_ROLE_SERVER;
+	}
+	if (connection->role == MESH_ROLE_CLIENT) {
+		connection->service = find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
+		connection->exempt =
+			tuple.remote_port == 53 || in_networks(&exempt, tuple.remote_address);
+	} else {
+		connection->service = find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
+	}
+	connection->adopted = 1;
+	connection->phase = PHASE_ESTABLISHED;
+	connection->workload = workload_of(tcp);
+	connection->opened_ns = bpf_ktime_get_ns();
+	connection->in_next = tcp->rcv_nxt;
+	connection->out_next = tcp->snd_nxt;
+	/* What passed before is not this agent's to report. */
+	connection->sent_reported = tcp->bytes_sent - tcp->bytes_retrans;
+	connection->received_reported = tcp->bytes_received;
+	connection->retransmits_reported = tcp->total_retrans;
+	note(connection, tcp, MESH_EVENT_ADOPT, MESH_OUTCOME_OK);
+	return connection;
+}
+
+/*
+ * Whether bytes that follow a response begin a request. On HTTP/1 they may still be the body of
+ * the request that was answered early, so they must begin like a request line (RFC 9112, 3).
+ */
+static __noinline bool begins_request(
+	struct __sk_buff *skb, struct mesh_connection *connection, const struct packet *packet)
+{
+	u8 head[9] = {};
+	bool line = false;
+
+	if (!connection || !packet)
+		return false;
+	if (packet->payload >= sizeof(head)) {
+		if (bpf_skb_load_bytes(skb, packet->payload_offset, head, sizeof(head)))
+			return false;
+	} else {
+		for (u32 i = 0; i < sizeof(head) - 1; i++)
+			if (i < packet->payload)
+				bpf_skb_load_bytes(skb, packet->payload_offset + i, &head[i], 1);
+	}
+	if (connection->tls)
+		return head[0] == TLS_APPLICATION_DATA;
+	if (head[0] == TLS_HANDSHAKE && head[1] == 3) {
+		connection->tls = 1;
+		connection->protocol = MESH_PROTOCOL_TLS;
+		return false; /* a handshake is no request */
+	}
+	/* A method of three to eight capitals and a space; fewer bytes may be the start of one. */
+	for (u32 i = 0; i < sizeof(head); i++) {
+		if (i >= packet->payload) {
+			line = i > 0;
+			break;
+		}
+		if (head[i] == ' ') {
+			line = i >= 3;
+			break;
+		}
+		if (head[i] < 'A' || head[i] > 'Z')
+			break;
+	}
+	if (connection->http)
+		return line;
+	/* HTTP/2 begins with a request line of its own ("PRI * HTTP/2.0"), and only once. */
+	if (line && packet->payload >= sizeof(head) && !(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
+		connection->http = 1;
+	return true;
+}
+
+static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connection *connection,
+	struct bpf_sock *sk, const struct packet *packet)
+{
+	u8 decision = MESH_DECISION_ADMITTED;
+
+	if (connection->request_start_ns || !begins_request(skb, connection, packet))
+		return;
+	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
+		if (connection->probe_connect) {
+			/* The connect() was the probe; this is what it was for. */
+			connection->probe_connect = 0;
+			decision = MESH_DECISION_PROBE;
+			count_attempt(connection->service, MESH_POINT_REQUEST, MESH_DECISION_PROBE);
+		} else {
+			decision = admit(connection->service, MESH_POINT_REQUEST);
+		}
+	}
+	connection->decision = decision;
+	connection->interim = 0;
+	connection->status_len = 0;
+	/* Last: from here on the other direction may end it. A rejected one ends in tc. */
+	connection->request_start_ns = bpf_ktime_get_ns();
+}
+
+struct interim_search {
+	struct __sk_buff *skb;
+	u32 offset;
+	u32 left;
+	u32 window; /* the last four bytes */
+	u32 length; /* 0: no end was found */
+};
+
+static long find_interim_end(u32 index, void *context)
+{
+	struct interim_search *search = context;
+	u8 byte = 0;
+
+	if (index >= search->left || bpf_skb_load_bytes(search->skb, search->offset + index, &byte, 1))
+		return 1;
+	search->window = search->window << 8 | byte;
+	if (search->window == 0x0d0a0d0a) { /* CR LF CR LF */
+		search->length = index + 1;
+		return 1;
+	}
+	return 0;
+}
+
+/* Whether the bytes so far may begin a status line. */
+static __always_inline bool is_status_line(const u8 *status, u32 length)
+{
+	const char pattern[] = "HTTP/1.d ddd";
+
+	for (u32 i = 0; i < STATUS_BYTES; i++) {
+		if (i >= length)
+			return true;
+		if (pattern[i] == 'd' ? status[i] < '0' || status[i] > '9' : status[i] != pattern[i])
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Reads new response bytes from `offset`. Returns how many an interim response took, with more of
+ * the segment to read behind it; 0 when the segment says no more.
+ */
+static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection *connection,
+	struct tcp_sock *tcp, u32 offset, u32 left)
+{
+	struct interim_search search = {};
+	u32 filled, status;
+
+	if (!connection)
+		return 0;
+	filled = connection->status_len;
+	if (!filled) {
+		connection->response_ns = bpf_ktime_get_ns();
+		if (left >= STATUS_BYTES) {
+			if (bpf_skb_load_bytes(skb, offset, connection->status, STATUS_BYTES))
+				return 0;
+			filled = STATUS_BYTES;
+		}
+	}
+	if (filled < STATUS_BYTES) {
+		/* A status line that comes in pieces. */
+		u32 taken = 0;
+
+		for (u32 i = 0; i < STATUS_BYTES; i++) {
+			if (i < filled || taken >= left)
+				continue;
+			if (bpf_skb_load_bytes(skb, offset + taken, &connection->status[i], 1))
+				return 0;
+			taken++;
+		}
+		filled += taken;
+	}
+	if (!is_status_line(connection->status, filled)) {
+		/* Between an interim response and the final one, this is the former's header. */
+		connection->status_len = 0;
+		if (!connection->interim)
+			end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
+		return 0;
+	}
+	connection->status_len = filled;
+	if (filled < STATUS_BYTES)
+		return 0;
+
+	connection->status_len = 0;
+	status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
+		 (connection->status[11] - '0');
+	if (status / 100 == 1 && status != 101) {
+		connection->interim = 1;
+		search.skb = skb;
+		search.offset = offset;
+		search.left = left;
+		bpf_loop(INTERIM_BYTES, find_interim_end, &search, 0);
+		return search.length < left ? search.length : 0;
+	}
+	connection->protocol = MESH_PROTOCOL_HTTP;
+	end_request(connection, tcp, MESH_OUTCOME_OK, status, connection->response_ns);
+	if (status == 101) {
+		/* Another protocol from here on (RFC 9110, 7.8). */
+		connection->protocol = MESH_PROTOCOL_TCP;
+		connection->http = 0;
+	}
+	return 0;
+}
+
+/* New bytes only: steps over what was seen before; false when nothing is left or there is a hole. */
+static __always_inline bool take_new_bytes(
+	struct mesh_connection *connection, struct bpf_sock *sk, struct packet *packet, bool egress)
+{
+	u32 end = packet->sequence + packet->payload, next, seen;
+
+	if (egress) {
+		next = connection->out_next;
+	} else {
+		next = connection->in_next;
+		if (packet->sequence != next) {
+			/* A hole that was filled since, with bytes that never came as new ones. */
+			struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
+
+			if (tcp && after(tcp->rcv_nxt, next))
+				next = tcp->rcv_nxt;
+		}
+	}
+	if (!after(end, next) || after(packet->sequence, next))
+		return false;
+	if (egress)
+		connection->out_next = end;
+	else
+		connection->in_next = end;
+	seen = next - packet->sequence;
+	packet->payload_offset += seen;
+	packet->payload -= seen;
+	packet->sequence = next;
+	return true;
+}
+
+static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connection *connection,
+	struct bpf_sock *sk, struct packet *packet, bool egress)
+{
+	struct tcp_sock *tcp;
+
+	if (egress == (connection->role == MESH_ROLE_CLIENT)) {
+		on_request(skb, connection, sk, packet);
+	} else if (connection->request_start_ns) {
+		u32 offset = packet->payload_offset, left = packet->payload;
+
+		tcp = bpf_skc_to_tcp_sock(sk);
+		/* An interim response or two may come in one segment with the final one. */
+		for (int i = 0; tcp && i < 4; i++) {
+			u32 taken = on_response(skb, connection, tcp, offset, left);
+
+			if (!taken || taken >= left)
+				break;
+			offset += taken;
+			left -= taken;
+		}
+	} else if (packet->payload > 512) {
+		/* A body: look at the byte counts, which no request end reports. */
+		tcp = bpf_skc_to_tcp_sock(sk);
+		if (tcp && (tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
+				   tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP))
+			note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
+	}
+}
+
+/* FIN and RST, after the payload that came with them. */
+static __always_inline void on_end(struct mesh_connection *connection, struct bpf_sock *sk,
+	const struct packet *packet, bool egress)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	bool response = egress != (connection->role == MESH_ROLE_CLIENT);
+
+	if (!tcp)
+		return;
+	if (packet->flags & TCP_RST) {
+		/* A received one is believed when the socket closes by it, if sock_ops will say so. */
+		if (egress || (connection->adopted && packet->sequence == tcp->rcv_nxt))
+			abandon_request(connection, tcp, MESH_OUTCOME_RESET);
+	} else if (response &&
+		   packet->sequence + packet->payload == (egress ? connection->out_next : connection->in_next)) {
+		/* Whoever should answer has said its last. */
+		abandon_request(connection, tcp, MESH_OUTCOME_ABORTED);
+	}
+	if (connection->adopted)
+		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
+	/* After the samples above: TCP has yet to take it. */
+	if (!egress && (packet->flags & TCP_FIN))
+		connection->fin_received = 1;
+}
+
+static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
+{
+	struct mesh_connection *connection;
+	struct bpf_sock *sk = skb->sk;
+	struct packet packet;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol != IPPROTO_TCP || !parse_packet(skb, &packet))
+		return 1;
+	if (!packet.payload && !(packet.flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+		return 1;
+	if (sk->state == BPF_TCP_LISTEN) {
+		if (!egress && (packet.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			receive_stamp(skb, sk, &packet);
+		return 1;
+	}
+	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (packet.flags & TCP_SYN) {
+		if (egress && packet.payload && connection && connection->role == MESH_ROLE_CLIENT &&
+		    !connection->out_next) {
+			/* Fast Open: the request is in the SYN, whose own number comes before it. */
+			packet.sequence++;
+			connection->out_next = packet.sequence + packet.payload;
+			on_request(skb, connection, sk, &packet);
+		}
+		return 1;
+	}
+	if (!connection)
+		connection = adopt(skb, sk);
+	if (!connection || connection->role == MESH_ROLE_IGNORED)
+		return 1;
+	if (packet.payload) {
+		if (take_new_bytes(connection, sk, &packet, egress))
+			on_data(skb, connection, sk, &packet, egress);
+	}
+	if (packet.flags & (TCP_FIN | TCP_RST))
+		on_end(connection, sk, &packet, egress);
+	return 1;
+}
+
+SEC("cgroup_skb/ingress")
+int mesh_ingress(struct __sk_buff *skb)
+{
+	return on_packet(skb, false);
+}
+
+SEC("cgroup_skb/egress")
+int mesh_egress(struct __sk_buff *skb)
+{
+	return on_packet(skb, true);
+}
+
+#endif
