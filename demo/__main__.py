@@ -9,7 +9,7 @@ from demo.scenario import NotSeen, Scenario
 from demo.screen import Screen
 from demo.stage import Stage, StageError
 
-DEFAULT_SECONDS, LEAST_SECONDS = 45, 20
+DEFAULT_SECONDS, LEAST_SECONDS = 45, 25
 
 
 def stop(signal_number, _):
@@ -24,7 +24,7 @@ def main():
     text = os.environ.get("DEMO_SECONDS", "") or str(DEFAULT_SECONDS)
     if not text.isdigit() or int(text) < LEAST_SECONDS:
         raise StageError(f"DEMO_SECONDS is a whole number of seconds, {LEAST_SECONDS} at least; it is '{text}'")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
 
     with Stage() as stage:
@@ -34,7 +34,7 @@ def main():
         print(scenario.summary())
     left = stage.left_behind()
     print("left behind: " + ("nothing" if not left else ", ".join(left)))
-    return 1 if left else 0
+    return 1 if left or scenario.problems else 0
 
 
 try:

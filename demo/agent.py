@@ -20,9 +20,9 @@ BREAKER = {
     "consecutiveFailures": 5,
     "slowCallDuration": "100ms",
     "slowCallRate": 0.5,
-    "openFor": "1s",
-    "maxOpenFor": "4s",
-    "probe": {"ratio": 0.01, "interval": "200ms", "successes": 3, "ramp": "2s"},
+    "openFor": "2s",
+    "maxOpenFor": "8s",
+    "probe": {"ratio": 0.01, "interval": "200ms", "successes": 3, "ramp": "3s"},
 }
 
 

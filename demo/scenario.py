@@ -12,7 +12,7 @@ from demo.stage import PYTHON, SERVER_INTERFACE, StageError
 
 CALLER_THREADS = 8
 WRK_CONNECTIONS = 4
-OVERRIDE_SECONDS = 3
+OVERRIDE_SECONDS = 4
 OVERRIDE_REASON = "disk swap, ticket 4711"
 SLOW_MILLISECONDS = 250
 
@@ -128,7 +128,9 @@ class Scenario:
             self._all_is_well()
             self._follow_flows()
             self._payments_fails()
+            self._breathe()
             self._override()
+            self._breathe()
             self._traces()
             self._payments_slows()
             self._count()
@@ -183,6 +185,11 @@ class Scenario:
     def _pause(self, seconds):
         time.sleep(max(0, min(seconds, self._left())))
 
+    def _breathe(self):
+        """Leaves the watcher a moment to read, if there is time."""
+        if self._left() > 20:
+            self._pause(2)
+
     def _transition(self, service, to, seconds, after):
         """Waits for a breaker's next transition to a state."""
         seen = self.events.wait(
@@ -228,7 +235,8 @@ class Scenario:
         cut_off = counted - done
         self._fact(
             "wrk on catalog",
-            f"{done:,} completed in {seconds} s; {counted:,.0f} by the agent, {cut_off:.0f} of them cut off at the end",
+            f"{done:,} completed in {seconds} s, {counted:,.0f} counted by the agent"
+            f" ({cut_off:.0f} under way when wrk stopped)",
         )
         if not 0 <= cut_off <= WRK_CONNECTIONS:
             self.problems.append("wrk on catalog")

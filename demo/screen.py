@@ -74,12 +74,12 @@ class Screen:
                 if self.live:
                     self._draw()
                 else:
-                    for row in self.services:
+                    for row in (row for row in self.services if row["role"] == "client"):
                         print(f"{self.elapsed():6.2f}s  {self._plain_row(row)}", flush=True)
 
     def _plain_row(self, row):
         return (
-            f"{row['name']} {row['role']}: {row['rate_per_second']:.0f}/s, {row['error_ratio']:.0%} errors, "
+            f"{row['name']}: {row['rate_per_second']:.0f}/s, {row['error_ratio']:.0%} errors, "
             f"p50 {duration(row['p50_seconds'])}, p99 {duration(row['p99_seconds'])}"
             + (f", breaker {row['breaker']['state']}" if row["breaker"] else "")
         )
