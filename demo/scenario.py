@@ -171,6 +171,9 @@ class Scenario:
                 return  # The agent is gone; the story's thread finds out by itself.
 
     def _tell(self, event):
+        if "error" in event:
+            self.problems.append(event["error"])
+            return
         if event["kind"] == "transition":
             text = f"{event['service']}: {event['from']} -> {event['to']} ({event['reason']})"
         else:
@@ -370,7 +373,9 @@ class Scenario:
         on_wire = {line["from"]: line["trace"] for line in self.wire.items[self.first_followed :]}
         agents = {"client": {}, "server": {}}
         for flow in self.flows.items:
-            if flow["event"] == "connect":
+            if "error" in flow:
+                self.problems.append(flow["error"])
+            elif flow["event"] == "connect":
                 agents["client"][flow["local"]] = flow["trace_id"]
             elif flow["event"] == "accept":
                 agents["server"][flow["remote"]] = flow["trace_id"]
