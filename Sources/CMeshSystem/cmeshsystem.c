@@ -1,2 +1,76 @@
-/* A C target needs a source file; everything here is declarations and inline functions. */
+/* What needs _GNU_SOURCE, variadic arguments or macros, and so cannot be called from Swift. */
+#define _GNU_SOURCE
 #include "cmeshsystem.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+int mesh_accept(int listener)
+{
+	return accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
+int mesh_peer_credentials(int socket, int32_t *pid, uint32_t *uid, uint32_t *gid)
+{
+	struct ucred peer;
+	socklen_t length = sizeof(peer);
+	int result = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+	if (result == 0) {
+		*pid = peer.pid;
+		*uid = peer.uid;
+		*gid = peer.gid;
+	}
+	return result;
+}
+
+int mesh_pidfd_open(int32_t pid)
+{
+	return (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
+int mesh_unshare_network(void)
+{
+	return unshare(CLONE_NEWNET);
+}
+
+int mesh_set_thread_name(const char *name)
+{
+	return pthread_setname_np(pthread_self(), name);
+}
+
+int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)
+{
+	struct rlimit now;
+	if (getrlimit(RLIMIT_NOFILE, &now) != 0)
+		return -1;
+	if (now.rlim_cur < wanted) {
+		struct rlimit next = now;
+		next.rlim_cur = wanted;
+		if (next.rlim_max < wanted)
+			next.rlim_max = wanted;
+		if (setrlimit(RLIMIT_NOFILE, &next) != 0) {
+			/* Only root may raise the hard limit: go as far as it allows. */
+			next = now;
+			next.rlim_cur = wanted < now.rlim_max ? wanted : now.rlim_max;
+			if (setrlimit(RLIMIT_NOFILE, &next) != 0)
+				return -1;
+		}
+		now = next;
+	}
+	*limit = now.rlim_cur;
+	return 0;
+}
+
+int mesh_raise_locked_memory_limit(void)
+{
+	struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+	return setrlimit(RLIMIT_MEMLOCK, &all);
+}
+
+int mesh_gzip_begin(z_stream *stream, int level)
+{
+	/* 15 bits of window, and 16 more say: gzip. */
+	return deflateInit2(stream, level, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
+}

@@ -2,12 +2,14 @@
 #ifndef CMESHSYSTEM_H
 #define CMESHSYSTEM_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <errno.h>
+#include <stdint.h>
 #include <sys/socket.h>
+#include <linux/if_ether.h>
 #include <linux/if_link.h>
+#include <linux/netlink.h>
+#include <linux/pkt_cls.h>
+#include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -17,5 +19,63 @@
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <zlib.h>
+
+/*
+ * Atomic access to memory that is shared with the kernel: eBPF maps mapped into the process. The
+ * pointer is aligned to the access, and both sides use whole loads and stores.
+ */
+#define MESH_ATOMICS(bits)                                                                         \
+	static inline uint##bits##_t mesh_load_acquire_u##bits(const void *from)                   \
+	{                                                                                          \
+		return __atomic_load_n((const uint##bits##_t *)from, __ATOMIC_ACQUIRE);            \
+	}                                                                                          \
+	static inline uint##bits##_t mesh_load_relaxed_u##bits(const void *from)                   \
+	{                                                                                          \
+		return __atomic_load_n((const uint##bits##_t *)from, __ATOMIC_RELAXED);            \
+	}                                                                                          \
+	static inline uint##bits##_t mesh_load_seq_cst_u##bits(const void *from)                   \
+	{                                                                                          \
+		return __atomic_load_n((const uint##bits##_t *)from, __ATOMIC_SEQ_CST);            \
+	}                                                                                          \
+	static inline void mesh_store_release_u##bits(void *to, uint##bits##_t value)              \
+	{                                                                                          \
+		__atomic_store_n((uint##bits##_t *)to, value, __ATOMIC_RELEASE);                   \
+	}                                                                                          \
+	static inline void mesh_store_relaxed_u##bits(void *to, uint##bits##_t value)              \
+	{                                                                                          \
+		__atomic_store_n((uint##bits##_t *)to, value, __ATOMIC_RELAXED);                   \
+	}                                                                                          \
+	static inline void mesh_store_seq_cst_u##bits(void *to, uint##bits##_t value)              \
+	{                                                                                          \
+		__atomic_store_n((uint##bits##_t *)to, value, __ATOMIC_SEQ_CST);                   \
+	}
+MESH_ATOMICS(8)
+MESH_ATOMICS(16)
+MESH_ATOMICS(32)
+MESH_ATOMICS(64)
+#undef MESH_ATOMICS
+
+/* A full barrier between what was written before and what is read after. */
+static inline void mesh_full_barrier(void)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+/* The functions below return what the system call returns: -1 with errno set on failure. */
+
+/* accept4() with SOCK_NONBLOCK and SOCK_CLOEXEC. */
+int mesh_accept(int listener);
+/* SO_PEERCRED. */
+int mesh_peer_credentials(int socket, int32_t *pid, uint32_t *uid, uint32_t *gid);
+int mesh_pidfd_open(int32_t pid);
+/* unshare(CLONE_NEWNET): the calling thread gets a network namespace of its own. */
+int mesh_unshare_network(void);
+/* Returns an errno value. */
+int mesh_set_thread_name(const char *name);
+/* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit. */
+int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
+int mesh_raise_locked_memory_limit(void);
+/* deflateInit2() with a gzip header; a zlib status. */
+int mesh_gzip_begin(z_stream *stream, int level);
 
 #endif

@@ -1,0 +1,78 @@
+// Attaching programs with links: the kernel detaches them when the last descriptor is closed, so a
+// killed agent leaves nothing behind.
+import CLibBPF
+import Glibc
+import MeshSystem
+
+/// Which way packets go through an interface.
+public enum TrafficDirection: String, Sendable, CaseIterable {
+    /// In from the wire.
+    case ingress
+    /// Out to the wire.
+    case egress
+}
+
+/// A program attached somewhere; detached when this goes away.
+public struct BPFLink: ~Copyable, Sendable {
+    private let file: FileDescriptor
+
+    private init(_ file: consuming FileDescriptor) { self.file = file }
+
+    /// The link's descriptor.
+    public var descriptor: Int32 { file.descriptor }
+
+    /// Attaches a program to a cgroup2 directory and all below it, beside what others attached there.
+    public static func cgroup(
+        _ program: borrowing BPFProgram, path: String
+    ) throws(SystemError) -> BPFLink {
+        let directory = try FileDescriptor(opening: path, O_RDONLY | O_DIRECTORY)
+        let result = bpf_link_create(program.descriptor, directory.descriptor, program.attachType, nil)
+        let hint: String? =
+            switch -result {
+            case EBADF: "give the path of a cgroup2 directory"
+            case EPERM: "run this as root; else another program holds that cgroup exclusively"
+            default: nil
+            }
+        return try link(result, program.name, "cgroup \(path)", hint)
+    }
+
+    /// Attaches a program to an interface with tcx, after those that are there (kernel ≥ 6.6).
+    /// - Throws: `EINVAL` on a kernel without tcx, `ENODEV` if the interface is gone.
+    public static func tcx(
+        _ program: borrowing BPFProgram, interface: Int32, _ direction: TrafficDirection
+    ) throws(SystemError) -> BPFLink {
+        let result = bpf_link_create(program.descriptor, interface, attachType(direction), nil)
+        return try link(
+            result, program.name, "\(direction.rawValue) of interface \(interface)",
+            result == -EINVAL ? "use a clsact filter: tcx needs kernel 6.6" : nil)
+    }
+
+    /// Makes an iterator over the elements of a map, to be read with `openIterator`.
+    public static func iterator(
+        _ program: borrowing BPFProgram, over map: borrowing BPFMap
+    ) throws(SystemError) -> BPFLink {
+        let result = clibbpf_link_map_iterator(program.descriptor, map.descriptor)
+        return try link(result, program.name, "eBPF map \(map.name)", nil)
+    }
+
+    /// Opens an iterator for one walk: reading it to the end runs the program on every element.
+    public func openIterator() throws(SystemError) -> FileDescriptor {
+        let result = bpf_iter_create(descriptor)
+        guard result >= 0 else { throw SystemError("open", "an eBPF iterator", errno: -result) }
+        return FileDescriptor(owning: result)
+    }
+
+    /// BPF_TCX_INGRESS and BPF_TCX_EGRESS, which the headers of Debian 12 do not have yet.
+    static func attachType(_ direction: TrafficDirection) -> bpf_attach_type {
+        bpf_attach_type(direction == .ingress ? 46 : 47)
+    }
+
+    private static func link(
+        _ result: Int32, _ program: String, _ target: String, _ hint: String?
+    ) throws(SystemError) -> BPFLink {
+        guard result >= 0 else {
+            throw SystemError("attach", "\(program) to \(target)", errno: -result, hint: hint)
+        }
+        return BPFLink(FileDescriptor(owning: result))
+    }
+}

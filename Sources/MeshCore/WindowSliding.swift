@@ -1,0 +1,91 @@
+// Exact counts of what a breaker saw lately, in constant time and memory.
+
+/// Counts of requests, failures and slow calls over the last `length` nanoseconds.
+///
+/// The window has 20 slots and slides by one slot, a twentieth of its length, at a time: it holds the
+/// running slot and the 19 before it, so at least 19/20 of its length and never more than all of it.
+/// Within that the counts are exact. A time that lies before the newest one seen counts as the newest,
+/// because records of several CPUs may arrive a little out of order.
+public struct SlidingWindow: Sendable {
+    /// How many slots a window has.
+    public static let slotCount = 20
+
+    /// What was counted.
+    public struct Counts: Equatable, Sendable {
+        /// All that was recorded.
+        public var requests: UInt64 = 0
+        /// Those that failed.
+        public var failures: UInt64 = 0
+        /// Those that were slow; a slow failure counts in both.
+        public var slow: UInt64 = 0
+
+        /// Failures by requests, 0 to 1; 0 when there were none.
+        public var failureRatio: Double { requests == 0 ? 0 : Double(failures) / Double(requests) }
+        /// Slow calls by requests, 0 to 1; 0 when there were none.
+        public var slowRatio: Double { requests == 0 ? 0 : Double(slow) / Double(requests) }
+    }
+
+    /// The window's length in nanoseconds, as given.
+    public let length: UInt64
+    /// What the window held when it was last touched: see `advance(to:)`.
+    public private(set) var counts = Counts()
+
+    private let width: UInt64
+    private var slots = [Counts](repeating: Counts(), count: SlidingWindow.slotCount)
+    /// The running slot's number since time 0; its place is this modulo `slotCount`.
+    private var slot: UInt64 = 0
+    private var slotEnd: UInt64
+
+    /// An empty window of `length` nanoseconds. This is the only time that it allocates.
+    public init(length: UInt64) {
+        self.length = length
+        // Rounded down, so that the slots together never hold more than the length.
+        width = max(1, length / UInt64(SlidingWindow.slotCount))
+        slotEnd = width
+    }
+
+    /// Forgets what is older than the window at `now`.
+    public mutating func advance(to now: UInt64) {
+        guard now >= slotEnd else { return }
+        let newSlot = now / width
+        guard newSlot > slot else { return }
+        let steps = newSlot - slot
+        if steps >= UInt64(SlidingWindow.slotCount) {
+            for index in slots.indices { slots[index] = Counts() }
+            counts = Counts()
+        } else {
+            for step in 1...steps {
+                let index = Int((slot + step) % UInt64(SlidingWindow.slotCount))
+                counts.requests -= slots[index].requests
+                counts.failures -= slots[index].failures
+                counts.slow -= slots[index].slow
+                slots[index] = Counts()
+            }
+        }
+        slot = newSlot
+        let (end, overflow) = (now - now % width).addingReportingOverflow(width)
+        slotEnd = overflow ? .max : end
+    }
+
+    /// Counts one request that ended at `now`.
+    public mutating func record(failure: Bool, slow: Bool, at now: UInt64) {
+        advance(to: now)
+        let index = Int(slot % UInt64(SlidingWindow.slotCount))
+        counts.requests += 1
+        slots[index].requests += 1
+        if failure {
+            counts.failures += 1
+            slots[index].failures += 1
+        }
+        if slow {
+            counts.slow += 1
+            slots[index].slow += 1
+        }
+    }
+
+    /// Forgets everything.
+    public mutating func clear() {
+        for index in slots.indices { slots[index] = Counts() }
+        counts = Counts()
+    }
+}

@@ -1,0 +1,213 @@
+// What the agent tells and needs to know about its own process and its machine: figures for the
+// process_* metrics, limits, capabilities, the kernel's release, and where cgroup2 is mounted.
+import CMeshSystem
+import Glibc
+
+/// Figures about this process, as the `process_*` metrics have them.
+public struct ProcessStatistics: Equatable, Sendable {
+    /// Resident memory in bytes.
+    public var residentBytes: UInt64
+    /// Address space in bytes.
+    public var virtualBytes: UInt64
+    /// User and system CPU time in seconds.
+    public var cpuSeconds: Double
+    /// File descriptors that are open.
+    public var openDescriptors: Int
+    /// The limit of open file descriptors.
+    public var maxDescriptors: UInt64
+    /// When the process started, in seconds since 1970.
+    public var startTimeSeconds: Double
+
+    /// Reads the figures of this process.
+    public static func read() throws(SystemError) -> ProcessStatistics {
+        let pages = try readText("/proc/self/statm").split(separator: " ").compactMap { UInt64($0) }
+        guard pages.count >= 2 else { throw malformed("/proc/self/statm") }
+        let page = UInt64(sysconf(Int32(_SC_PAGESIZE)))
+        var cpu = timespec()
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu)
+        var limit: UInt64 = 0
+        guard mesh_raise_descriptor_limit(0, &limit) == 0 else {
+            throw SystemError("read", "the resource limits")
+        }
+        return ProcessStatistics(
+            residentBytes: pages[1] * page, virtualBytes: pages[0] * page,
+            cpuSeconds: Double(cpu.tv_sec) + Double(cpu.tv_nsec) / 1e9,
+            openDescriptors: try countDescriptors(), maxDescriptors: limit,
+            startTimeSeconds: try startTime.get())
+    }
+
+    /// When this process started; it does not change, and reading it walks all of /proc/stat.
+    private static let startTime: Result<Double, SystemError> = Result { () throws(SystemError) in
+        guard let ticks = startTicks(stat: try readText("/proc/self/stat")) else {
+            throw malformed("/proc/self/stat")
+        }
+        guard let boot = bootTime(stat: try readText("/proc/stat")) else { throw malformed("/proc/stat") }
+        return Double(boot) + Double(ticks) / Double(sysconf(Int32(_SC_CLK_TCK)))
+    }
+
+    /// Field 22 of /proc/PID/stat: when the process started, in clock ticks since boot.
+    static func startTicks(stat: String) -> UInt64? {
+        // The second field is the program's name in parentheses, which may hold anything.
+        guard let end = stat.lastIndex(of: ")") else { return nil }
+        let fields = stat[stat.index(after: end)...].split(separator: " ")
+        return fields.count > 19 ? UInt64(fields[19]) : nil
+    }
+
+    /// The line `btime` of /proc/stat: when the machine booted, in seconds since 1970.
+    static func bootTime(stat: String) -> UInt64? {
+        for line in stat.split(separator: "\n") where line.hasPrefix("btime ") {
+            return UInt64(line.dropFirst(6))
+        }
+        return nil
+    }
+
+    private static func countDescriptors() throws(SystemError) -> Int {
+        guard let directory = opendir("/proc/self/fd") else { throw SystemError("open", "/proc/self/fd") }
+        defer { closedir(directory) }
+        var count = 0
+        while readdir(directory) != nil { count += 1 }
+        // Without `.`, `..` and the descriptor that reads the directory.
+        return count - 3
+    }
+
+    private static func malformed(_ path: String) -> SystemError {
+        SystemError("read", path, errno: EINVAL, reason: "it does not look as proc(5) says")
+    }
+}
+
+/// Limits of this process.
+public enum ResourceLimits {
+    /// Raises the limit of open files as far as this user may, up to `wanted`; never lowers it.
+    /// - Returns: The limit that now holds.
+    @discardableResult
+    public static func raiseOpenFiles(to wanted: UInt64) throws(SystemError) -> UInt64 {
+        var limit: UInt64 = 0
+        guard mesh_raise_descriptor_limit(wanted, &limit) == 0 else {
+            throw SystemError("raise", "the limit of open files")
+        }
+        return limit
+    }
+
+    /// Lifts the limit of locked memory, which kernels before 5.11 charge eBPF maps to.
+    public static func liftLockedMemory() throws(SystemError) {
+        guard mesh_raise_locked_memory_limit() == 0 else {
+            throw SystemError(
+                "lift", "the limit of locked memory",
+                hint: "run this as root or with the capability CAP_SYS_RESOURCE")
+        }
+    }
+}
+
+/// A set of Linux capabilities.
+public struct Capabilities: OptionSet, Sendable {
+    /// The bits as in `CapEff` of /proc/PID/status.
+    public let rawValue: UInt64
+    /// Wraps the bits of `CapEff`.
+    public init(rawValue: UInt64) { self.rawValue = rawValue }
+    /// Attaching to network devices and cgroups.
+    public static let netAdmin = Capabilities(rawValue: 1 << 12)
+    /// Stands for all that the finer ones allow.
+    public static let sysAdmin = Capabilities(rawValue: 1 << 21)
+    /// Tracing programs.
+    public static let perfmon = Capabilities(rawValue: 1 << 38)
+    /// Loading eBPF programs and maps.
+    public static let bpf = Capabilities(rawValue: 1 << 39)
+
+    /// The capabilities that this process has now.
+    public static func effective() throws(SystemError) -> Capabilities {
+        guard let found = effective(status: try readText("/proc/self/status")) else {
+            throw SystemError("find", "CapEff in /proc/self/status", errno: ENOENT)
+        }
+        return found
+    }
+
+    /// The capabilities in the text of /proc/PID/status.
+    static func effective(status: String) -> Capabilities? {
+        for line in status.split(separator: "\n") where line.hasPrefix("CapEff:") {
+            let digits = line.dropFirst(7).drop { $0 == "\t" || $0 == " " }
+            return UInt64(digits, radix: 16).map(Capabilities.init)
+        }
+        return nil
+    }
+}
+
+/// The kernel that runs.
+public enum Kernel {
+    /// Its release, such as `6.1.0-18-amd64`.
+    public static func release() -> String {
+        var name = utsname()
+        uname(&name)
+        return withUnsafeBytes(of: name.release) { bytes in
+            String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        }
+    }
+
+    /// The first two numbers of a release; nil if it does not begin with them.
+    public static func version(ofRelease release: String) -> (major: Int, minor: Int)? {
+        let parts = release.split(separator: ".", maxSplits: 2, omittingEmptySubsequences: false)
+        guard parts.count >= 2, let major = Int(parts[0]), let minor = Int(parts[1].prefix { $0.isNumber })
+        else { return nil }
+        return (major, minor)
+    }
+}
+
+/// A mounted file system: a line of /proc/self/mountinfo.
+public struct Mount: Equatable, Sendable {
+    /// Which directory of the file system is mounted: `/` for all of it.
+    public var root: String
+    /// Where it is mounted.
+    public var point: String
+    /// The file system's type, such as `cgroup2`.
+    public var type: String
+
+    /// Reads the text of a mountinfo file (proc(5)); lines that are not as they should be are left out.
+    public static func parse(mountInfo text: String) -> [Mount] {
+        text.split(separator: "\n").compactMap { line in
+            let fields = line.split(separator: " ")
+            // Six fields, any number of optional ones, a dash, the type.
+            guard let dash = fields.dropFirst(6).firstIndex(of: "-"), dash + 1 < fields.count else {
+                return nil
+            }
+            return Mount(
+                root: unescape(fields[3]), point: unescape(fields[4]), type: unescape(fields[dash + 1]))
+        }
+    }
+
+    /// Where cgroup2 is mounted; nil if it is not. Of several places, the first with the whole
+    /// hierarchy that this process sees.
+    public static func cgroup2(in mounts: [Mount]) -> String? {
+        let candidates = mounts.filter { $0.type == "cgroup2" }
+        return (candidates.first { $0.root == "/" } ?? candidates.first)?.point
+    }
+
+    /// Where cgroup2 is mounted on this machine.
+    /// - Throws: `ENOENT` if it is not.
+    public static func cgroup2() throws(SystemError) -> String {
+        let mounts = parse(mountInfo: try readText("/proc/self/mountinfo", limit: 64 << 20))
+        guard let point = cgroup2(in: mounts) else {
+            throw SystemError(
+                "find", "the cgroup2 file system", errno: ENOENT, reason: "it is not mounted",
+                hint: "mount it: mount -t cgroup2 none /sys/fs/cgroup")
+        }
+        return point
+    }
+
+    /// Undoes the kernel's escapes: a backslash and three octal digits.
+    private static func unescape(_ field: Substring) -> String {
+        guard field.contains("\\") else { return String(field) }
+        var bytes: [UInt8] = []
+        var rest = field
+        while let escape = rest.firstIndex(of: "\\") {
+            bytes += rest[..<escape].utf8
+            rest = rest[escape...]
+            if let value = UInt8(rest.dropFirst().prefix(3), radix: 8) {
+                bytes.append(value)
+                rest = rest.dropFirst(4)
+            } else {
+                bytes += rest.prefix(1).utf8
+                rest = rest.dropFirst()
+            }
+        }
+        return String(decoding: bytes + rest.utf8, as: UTF8.self)
+    }
+}
