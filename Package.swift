@@ -18,8 +18,9 @@ let package = Package(
             linkerSettings: [
                 .linkedLibrary(":libbpf.a"), .linkedLibrary(":libelf.a"), .linkedLibrary(":libz.a"),
             ]),
-        // The system calls and constants that Swift's Glibc module leaves out.
-        .target(name: "CMeshSystem", linkerSettings: [.linkedLibrary(":libz.a")]),
+        // The system calls and constants that Swift's Glibc module leaves out. Its libz is the one above:
+        // named twice, SwiftPM would put it before libbpf, which then does not find it.
+        .target(name: "CMeshSystem"),
 
         .target(name: "MeshCore", dependencies: ["CMeshABI"]),
         .target(name: "MeshSystem", dependencies: ["CMeshSystem"]),
@@ -37,6 +38,7 @@ let package = Package(
 
         .testTarget(name: "MeshCoreTests", dependencies: ["MeshCore"]),
         .testTarget(name: "MeshSystemTests", dependencies: ["MeshSystem"]),
+        .testTarget(name: "BPFRuntimeTests", dependencies: ["BPFRuntime"]),
         .testTarget(name: "MeshAgentTests", dependencies: ["MeshAgent"]),
         .testTarget(name: "MeshCTLTests", dependencies: ["MeshCTL"]),
     ],

@@ -18,6 +18,12 @@ public struct BPFLink: ~Copyable, Sendable {
 
     private init(_ file: consuming FileDescriptor) { self.file = file }
 
+    deinit {
+        // Closing would do, were it not for a child that is between fork and exec and holds a copy.
+        // An iterator is attached nowhere, and answers with an error.
+        _ = bpf_link_detach(file.descriptor)
+    }
+
     /// The link's descriptor.
     public var descriptor: Int32 { file.descriptor }
 

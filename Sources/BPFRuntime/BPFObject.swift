@@ -72,10 +72,7 @@ public struct BPFObject: ~Copyable {
         guard result == 0 else {
             let digest = LoadLog.digest(LoadLog.take())
             let what = digest.program.map { "the eBPF program \($0)" } ?? "the eBPF object \(name)"
-            let reason = [SystemError.text(-result), digest.reason].compactMap { $0 }.joined(separator: ": ")
-            throw SystemError(
-                "load", what, errno: -result, reason: reason, hint: loadHint(-result),
-                details: digest.details)
+            throw loadError(what, -result, digest)
         }
     }
 

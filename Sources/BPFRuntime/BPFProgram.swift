@@ -50,11 +50,7 @@ public struct BPFProgram: ~Copyable, Sendable {
         }
         guard result >= 0 else {
             let text = String(decoding: log.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-            let digest = LoadLog.digest(text)
-            let reason = [SystemError.text(-result), digest.reason].compactMap { $0 }.joined(separator: ": ")
-            throw SystemError(
-                "load", "the eBPF program \(name)", errno: -result, reason: reason,
-                hint: loadHint(-result), details: digest.details)
+            throw loadError("the eBPF program \(name)", -result, LoadLog.digest(text))
         }
         return BPFProgram(FileDescriptor(owning: result), name: name, attachType: attachType)
     }

@@ -43,7 +43,7 @@ enum LoadLog {
                 if message.hasPrefix("prog '"), let end = message.dropFirst(6).firstIndex(of: "'") {
                     program = String(message[..<end].dropFirst(6))
                 }
-                if !message.hasSuffix("-- BEGIN PROG LOAD LOG --") { general.append(String(message)) }
+                if !isNoise(message) { general.append(String(message)) }
             } else if !isStatistics(line) {
                 verifier.append(String(line))
             }
@@ -54,11 +54,25 @@ enum LoadLog {
             details: Array(lines.suffix(shownLines)))
     }
 
+    /// A heading, and the first of two tries, which the second one's failure makes void.
+    private static func isNoise(_ message: Substring) -> Bool {
+        message.hasSuffix("-- BEGIN PROG LOAD LOG --") || message.hasSuffix("Retrying without BTF.")
+    }
+
     /// The verifier ends with figures about its own work, which explain nothing.
     private static func isStatistics(_ line: Substring) -> Bool {
         ["processed ", "verification time ", "stack depth ", "-- END PROG LOAD LOG --"]
             .contains { line.hasPrefix($0) }
     }
+}
+
+/// The error for something that the kernel refused to load, with what the log says about it.
+func loadError(_ subject: String, _ errno: Int32, _ digest: LoadLog.Digest) -> SystemError {
+    // For want of rights, libbpf guesses at other causes.
+    let known = errno == EPERM ? nil : digest.reason
+    let reason = [SystemError.text(errno), known].compactMap { $0 }.joined(separator: ": ")
+    return SystemError(
+        "load", subject, errno: errno, reason: reason, hint: loadHint(errno), details: digest.details)
 }
 
 /// Advice for a refused eBPF operation.

@@ -63,12 +63,6 @@ int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)
 	return 0;
 }
 
-int mesh_raise_locked_memory_limit(void)
-{
-	struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
-	return setrlimit(RLIMIT_MEMLOCK, &all);
-}
-
 int mesh_gzip_begin(z_stream *stream, int level)
 {
 	/* 15 bits of window, and 16 more say: gzip. */

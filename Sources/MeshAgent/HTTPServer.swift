@@ -203,16 +203,18 @@ final class HTTPMailbox: Sendable {
     /// Changes a slot and wakes the server if `body` says so; false when it does not or there is no slot.
     @discardableResult
     func update(_ id: UInt64, _ body: (inout Slot) -> Bool) -> Bool {
-        let (done, first) = state.withLock { state in
-            guard state.slots[id] != nil, body(&state.slots[id]!) else { return (false, false) }
+        var isFirst = false
+        let isDone = state.withLock { state in
+            guard state.slots[id] != nil, body(&state.slots[id]!) else { return false }
             if !state.slots[id]!.isChanged {
+                isFirst = state.changed.isEmpty
                 state.slots[id]!.isChanged = true
                 state.changed.append(id)
             }
-            return (true, state.changed.count == 1)
+            return true
         }
-        if first { wake.signal() }
-        return done
+        if isFirst { wake.signal() }
+        return isDone
     }
 
     func stop() {
@@ -232,6 +234,11 @@ final class HTTPMailbox: Sendable {
 
     func close(_ id: UInt64) {
         state.withLock { $0.slots[id] = nil }
+    }
+
+    /// From now on there is no other reply to give.
+    func setReplied(_ id: UInt64) {
+        state.withLock { $0.slots[id]?.hasReply = true }
     }
 
     func setUnsent(_ id: UInt64, _ count: Int) {

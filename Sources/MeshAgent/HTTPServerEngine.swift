@@ -166,7 +166,6 @@ final class HTTPServerEngine: @unchecked Sendable {
         while connection.isReading && !connection.isClosing && !connection.isClosed {
             do throws(HTTPParseError) {
                 guard let request = try connection.parser.next() else { break }
-                connection.resetWait()
                 dispatch(request, on: connection)
             } catch {
                 fail(connection, error.status, error.description)
@@ -274,7 +273,7 @@ final class HTTPServerEngine: @unchecked Sendable {
     }
 
     private func apply(_ reply: HTTPReply, to connection: HTTPServerConnection) {
-        // A stream that has begun cannot be answered anew.
+        // Another thread may have replied while the handler was still to return its stream.
         if connection.exchange?.stream != nil { return }
         switch reply {
         case .deferred: break
@@ -315,6 +314,7 @@ final class HTTPServerEngine: @unchecked Sendable {
         if framing == .untilClose { connection.isClosing = true }
         if exchange.isHead { return endExchange(on: connection) }
         connection.exchange?.stream = (framing, dropped)
+        mailbox.setReplied(exchange.id)
         appendChunk(response.body, to: connection, framing)
     }
 

@@ -13,6 +13,12 @@ extension Configuration {
     ///   - file: The file's name, for messages.
     /// - Throws: `ConfigurationErrors` with every mistake in the file, or the one that makes it no JSON.
     public static func parse(bytes: [UInt8], file: String) throws(ConfigurationErrors) -> Configuration {
+        try parse(bytes: bytes, file: file, maximumEndpoints: maximumEndpoints)
+    }
+
+    static func parse(
+        bytes: [UInt8], file: String, maximumEndpoints: Int
+    ) throws(ConfigurationErrors) -> Configuration {
         let document: JSONNode
         do {
             document = try JSONNode.parse(bytes)
@@ -21,7 +27,7 @@ extension Configuration {
                 ConfigurationError(file: file, line: error.line, path: "(document)", message: error.message)
             ])
         }
-        var reader = ConfigurationReader(file: file)
+        var reader = ConfigurationReader(file: file, maximumEndpoints: maximumEndpoints)
         let configuration = reader.configuration(document)
         let errors = reader.sortedErrors()
         if !errors.isEmpty { throw ConfigurationErrors(errors: errors) }
@@ -49,12 +55,14 @@ private struct ConfigurationReader {
     private static let maximumErrors = 1000
 
     private let file: String
+    private let maximumEndpoints: Int
     private var path: [Step] = []
     private var errors: [ConfigurationError] = []
     private var unreported = 0
 
-    init(file: String) {
+    init(file: String, maximumEndpoints: Int) {
         self.file = file
+        self.maximumEndpoints = maximumEndpoints
     }
 
     func sortedErrors() -> [ConfigurationError] {
@@ -182,10 +190,10 @@ private struct ConfigurationReader {
         let buckets = list(node, of: "bucket bounds in seconds", maximum: 64) { reader, node -> Double? in
             guard let bound = reader.number(node, such: "a number of seconds") else { return nil }
             if bound <= 0 {
-                reader.report(node.line, "must be more than 0, not \(reader.text(bound))")
+                reader.report(node.line, "must be more than 0, not \(numeral(bound))")
             } else if bound <= last {
                 reader.report(
-                    node.line, "must be more than the bound before it, which is \(reader.text(last))")
+                    node.line, "must be more than the bound before it, which is \(numeral(last))")
             }
             last = bound
             return bound
@@ -226,10 +234,11 @@ private struct ConfigurationReader {
             }
             return service
         }
-        if endpointCount > Configuration.maximumEndpoints {
+        let limit = maximumEndpoints
+        if endpointCount > limit {
             report(
                 node.line,
-                "may have at most \(Configuration.maximumEndpoints) endpoints in all, not \(endpointCount)")
+                "may have at most \(limit) endpoints in all, not \(endpointCount)")
         }
         return services
     }
@@ -263,7 +272,7 @@ private struct ConfigurationReader {
         if case .array(let elements) = node.content, elements.isEmpty {
             report(node.line, "must have at least one endpoint such as \"10.0.0.1:8443\"")
         }
-        return list(node, of: "endpoints", maximum: Configuration.maximumEndpoints) {
+        return list(node, of: "endpoints", maximum: maximumEndpoints) {
             reader, node -> Endpoint? in
             guard let text = reader.string(node, such: "an endpoint such as \"10.0.0.1:8443\"") else {
                 return nil
@@ -357,7 +366,7 @@ private struct ConfigurationReader {
             let text: String
             switch node.content {
             case .string(let string): text = string
-            case .number(let number): text = reader.text(number)
+            case .number(let number): text = numeral(number)
             default:
                 reader.wrongType(node, expected: "an HTTP status such as 503 or \"5xx\"")
                 return nil
@@ -381,7 +390,7 @@ private struct ConfigurationReader {
 
     // MARK: Values
 
-    private mutating func report(_ line: Int, _ message: String) {
+    private mutating func report(_ line: Int, _ message: @autoclosure () -> String) {
         guard errors.count < ConfigurationReader.maximumErrors else {
             unreported += 1
             return
@@ -395,7 +404,7 @@ private struct ConfigurationReader {
         }
         errors.append(
             ConfigurationError(
-                file: file, line: line, path: text.isEmpty ? "(document)" : text, message: message))
+                file: file, line: line, path: text.isEmpty ? "(document)" : text, message: message()))
     }
 
     /// A key as it stands in a path: as it is, if it could be a key, else quoted.
@@ -447,10 +456,9 @@ private struct ConfigurationReader {
         }
         for member in members where !keys.contains(member.key) {
             path.append(.key(member.key))
-            let nearest = NearestName.suggest(member.key, from: keys)
             report(
                 member.line,
-                nearest.map { "unknown key; did you mean \"\($0)\"?" }
+                NearestName.suggest(member.key, from: keys).map { "unknown key; did you mean \"\($0)\"?" }
                     ?? "unknown key; the keys here are \(keys.joined(separator: ", "))")
             path.removeLast()
         }
@@ -500,10 +508,6 @@ private struct ConfigurationReader {
         return value
     }
 
-    private func text(_ number: Double) -> String {
-        JSONValue.number(number).serialized()
-    }
-
     private mutating func duration(
         _ fields: Fields, _ key: String, _ range: ClosedRange<UInt64>, into value: inout UInt64
     ) {
@@ -538,7 +542,7 @@ private struct ConfigurationReader {
             if let whole = Int(exactly: number), range.contains(whole) {
                 read = whole
             } else {
-                reader.report(node.line, "must be \(expected), not \(reader.text(number))")
+                reader.report(node.line, "must be \(expected), not \(numeral(number))")
             }
         }
         if let read { value = read }
@@ -554,7 +558,7 @@ private struct ConfigurationReader {
             if number >= 0 && number <= 1 && !(aboveZero && number == 0) {
                 read = number
             } else {
-                reader.report(node.line, "must be \(expected), not \(reader.text(number))")
+                reader.report(node.line, "must be \(expected), not \(numeral(number))")
             }
         }
         if let read { value = read }
@@ -581,6 +585,10 @@ private struct ConfigurationReader {
 private let millisecond: UInt64 = 1_000_000
 private let second: UInt64 = 1_000_000_000
 private let hour: UInt64 = 3_600_000_000_000
+
+private func numeral(_ number: Double) -> String {
+    JSONValue.number(number).serialized()
+}
 
 /// Whether a string has characters that would break a line or a terminal.
 private func hasControlCharacters(_ text: String) -> Bool {

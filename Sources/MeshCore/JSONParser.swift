@@ -67,10 +67,14 @@ public struct JSONNode: Sendable {
     /// - Throws: `JSONError` with the line of the first thing that is wrong: any breach of RFC 8259,
     ///   a duplicate key, invalid UTF-8, a number beyond a double, or a document past the limits.
     public static func parse(_ bytes: [UInt8]) throws(JSONError) -> JSONNode {
+        try parse(bytes, maximumValues: maximumValues)
+    }
+
+    static func parse(_ bytes: [UInt8], maximumValues: Int) throws(JSONError) -> JSONNode {
         guard bytes.count <= maximumBytes else {
             throw JSONError(line: 1, message: "the document is larger than \(maximumBytes >> 20) MiB")
         }
-        var parser = JSONParser(bytes: bytes)
+        var parser = JSONParser(bytes: bytes, maximumValues: maximumValues)
         return try parser.document()
     }
 }
@@ -95,12 +99,14 @@ public struct JSONMember: Sendable {
 
 private struct JSONParser {
     private let bytes: [UInt8]
+    private let maximumValues: Int
     private var index = 0
     private var line: Int32 = 1
     private var values = 0
 
-    init(bytes: [UInt8]) {
+    init(bytes: [UInt8], maximumValues: Int) {
         self.bytes = bytes
+        self.maximumValues = maximumValues
     }
 
     mutating func document() throws(JSONError) -> JSONNode {
@@ -144,8 +150,8 @@ private struct JSONParser {
 
     private mutating func value(depth: Int) throws(JSONError) -> JSONNode {
         values += 1
-        if values > JSONNode.maximumValues {
-            throw error("the document has more than \(JSONNode.maximumValues) values")
+        if values > maximumValues {
+            throw error("the document has more than \(maximumValues) values")
         }
         let start = line
         switch peek {

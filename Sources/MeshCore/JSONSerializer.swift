@@ -89,12 +89,23 @@ extension JSONValue {
 }
 
 extension String {
-    /// The string in double quotes, with control characters escaped and cut after `limit`
-    /// Unicode scalars: fit for a one-line message whoever wrote it.
+    /// The string in double quotes, cut after `limit` Unicode scalars, with everything escaped that does
+    /// not print: fit for a one-line message on a terminal, whoever wrote it.
     public func quoted(limit: Int = 80) -> String {
-        var bytes: [UInt8] = []
         let cut = unicodeScalars.prefix(limit)
+        var bytes: [UInt8] = []
         JSONValue.append(String(cut), to: &bytes)
-        return String(decoding: bytes, as: UTF8.self) + (cut.endIndex == endIndex ? "" : "...")
+        var text = ""
+        for scalar in String(decoding: bytes, as: UTF8.self).unicodeScalars {
+            switch scalar.properties.generalCategory {
+            case .control, .format, .lineSeparator, .paragraphSeparator:
+                for unit in String(scalar).utf16 {
+                    let digits = String(unit, radix: 16)
+                    text += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+                }
+            default: text.unicodeScalars.append(scalar)
+            }
+        }
+        return text + (cut.endIndex == endIndex ? "" : "...")
     }
 }

@@ -105,6 +105,9 @@ public struct Sample: Equatable, Sendable {
         public static let exempt = Flags(rawValue: 1 << 2)
         /// Rejected, but no tc hook was there to reset it.
         public static let unenforced = Flags(rawValue: 1 << 3)
+
+        /// With any of these, a breaker learns nothing from the attempt.
+        static let tellsNothing = Flags([.wouldReject, .exempt, .unenforced])
     }
 
     /// What happened.
@@ -206,7 +209,7 @@ public struct Sample: Equatable, Sendable {
     /// that were rejected, or would have been, and ran all the same.
     public func breakerOutcome(_ policy: BreakerPolicy) -> BreakerOutcome? {
         guard role == .client, kind == .request || kind == .connect else { return nil }
-        guard flags.isDisjoint(with: [.exempt, .wouldReject, .unenforced]) else { return nil }
+        guard flags.isDisjoint(with: .tellsNothing) else { return nil }
         return BreakerOutcome(
             failure: isFailure(policy.failureStatuses),
             slow: kind == .request && policy.slowCallDuration > 0 && duration >= policy.slowCallDuration,

@@ -49,20 +49,18 @@ public struct SlidingWindow: Sendable {
         guard now >= slotEnd else { return }
         let newSlot = now / width
         guard newSlot > slot else { return }
-        let steps = newSlot - slot
-        if steps >= UInt64(SlidingWindow.slotCount) {
-            for index in slots.indices { slots[index] = Counts() }
-            counts = Counts()
-        } else {
-            for step in 1...steps {
-                let index = Int((slot + step) % UInt64(SlidingWindow.slotCount))
-                counts.requests -= slots[index].requests
-                counts.failures -= slots[index].failures
-                counts.slow -= slots[index].slow
-                slots[index] = Counts()
-            }
+        if newSlot - slot >= UInt64(SlidingWindow.slotCount) {
+            clear()
+            slot = newSlot
         }
-        slot = newSlot
+        while slot < newSlot {
+            slot += 1
+            let index = Int(slot % UInt64(SlidingWindow.slotCount))
+            counts.requests -= slots[index].requests
+            counts.failures -= slots[index].failures
+            counts.slow -= slots[index].slow
+            slots[index] = Counts()
+        }
         let (end, overflow) = (now - now % width).addingReportingOverflow(width)
         slotEnd = overflow ? .max : end
     }

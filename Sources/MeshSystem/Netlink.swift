@@ -115,7 +115,8 @@ public struct NetlinkRequest {
         pad()
     }
 
-    private mutating func append<Value: BitwiseCopyable>(_ value: Value) {
+    /// Adds a bare struct, with which some nested attributes begin.
+    public mutating func append<Value: BitwiseCopyable>(_ value: Value) {
         withUnsafeBytes(of: value) { bytes.append(contentsOf: $0) }
         pad()
     }

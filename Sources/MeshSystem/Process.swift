@@ -87,15 +87,6 @@ public enum ResourceLimits {
         }
         return limit
     }
-
-    /// Lifts the limit of locked memory, which kernels before 5.11 charge eBPF maps to.
-    public static func liftLockedMemory() throws(SystemError) {
-        guard mesh_raise_locked_memory_limit() == 0 else {
-            throw SystemError(
-                "lift", "the limit of locked memory",
-                hint: "run this as root or with the capability CAP_SYS_RESOURCE")
-        }
-    }
 }
 
 /// A set of Linux capabilities.
@@ -113,10 +104,10 @@ public struct Capabilities: OptionSet, Sendable {
     /// Loading eBPF programs and maps.
     public static let bpf = Capabilities(rawValue: 1 << 39)
 
-    /// The capabilities that this process has now.
+    /// The capabilities that the calling thread has now.
     public static func effective() throws(SystemError) -> Capabilities {
-        guard let found = effective(status: try readText("/proc/self/status")) else {
-            throw SystemError("find", "CapEff in /proc/self/status", errno: ENOENT)
+        guard let found = effective(status: try readText("/proc/thread-self/status")) else {
+            throw SystemError("find", "CapEff in /proc/thread-self/status", errno: ENOENT)
         }
         return found
     }
@@ -190,6 +181,14 @@ public struct Mount: Equatable, Sendable {
                 hint: "mount it: mount -t cgroup2 none /sys/fs/cgroup")
         }
         return point
+    }
+
+    /// Whether a path lies in a cgroup2 file system.
+    /// - Throws: `ENOENT` if there is nothing at that path.
+    public static func isCgroup2(_ path: String) throws(SystemError) -> Bool {
+        var status = statfs()
+        guard statfs(path, &status) == 0 else { throw SystemError("look at", path) }
+        return status.f_type == 0x6367_7270  // CGROUP2_SUPER_MAGIC
     }
 
     /// Undoes the kernel's escapes: a backslash and three octal digits.

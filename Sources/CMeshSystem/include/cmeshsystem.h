@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <zlib.h>
 
 /*
@@ -74,7 +75,6 @@ int mesh_unshare_network(void);
 int mesh_set_thread_name(const char *name);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit. */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
-int mesh_raise_locked_memory_limit(void);
 /* deflateInit2() with a gzip header; a zlib status. */
 int mesh_gzip_begin(z_stream *stream, int level);
 

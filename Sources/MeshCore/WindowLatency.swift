@@ -1,0 +1,152 @@
+// Rate, errors and percentiles of the last ten seconds, for `meshctl services`.
+
+/// What a service did in about the last ten seconds: how many requests, how many failed, and how long
+/// they took, each percentile within 3 % of the duration that has its rank (nearest-rank method), if that
+/// is between 8.192 µs and 137 s.
+///
+/// Five slots of two seconds, of which the running one is part, so it looks back 8 to 10 seconds. Each slot
+/// has a log-linear histogram: 24 octaves from 8.192 µs to 137 s with 24 buckets each, one for all below
+/// and the last also for all above. Buckets are 16 bits wide; when one is full the slot from then on keeps
+/// one of 2 (4, ...) requests, so that it never loses its shape. Counts of requests and errors are exact.
+/// Less than 6 kB, allocated with the first request.
+public struct LatencyWindow: Sendable {
+    /// How many slots there are.
+    public static let slotCount = 5
+    /// How long a slot runs, in nanoseconds.
+    public static let slotLength: UInt64 = 2_000_000_000
+
+    /// What a window says at a moment.
+    public struct Summary: Equatable, Sendable {
+        /// Requests in the window.
+        public var requests: UInt64
+        /// Those that failed.
+        public var errors: UInt64
+        /// Requests per second.
+        public var rate: Double
+        /// Errors by requests, 0 to 1; 0 when there were none.
+        public var errorRatio: Double
+        /// The 50th percentile in seconds; nil when there were no requests.
+        public var p50: Double?
+        /// The 90th percentile in seconds; nil when there were no requests.
+        public var p90: Double?
+        /// The 99th percentile in seconds; nil when there were no requests.
+        public var p99: Double?
+    }
+
+    private struct Slot {
+        /// The slot's number since time 0, plus one; 0: never used.
+        var number: UInt64 = 0
+        var requests: UInt64 = 0
+        var errors: UInt64 = 0
+        /// One of 2^shift requests is in the histogram.
+        var shift: UInt64 = 0
+    }
+
+    private static let octaves = 24
+    private static let perOctave = 24
+    private static let lowestBit = 13
+    private static let bucketCount = octaves * perOctave + 1
+
+    private var slots: [Slot] = []
+    private var buckets: [UInt16] = []
+    private var newest: UInt64 = 0
+    private var firstRecord: UInt64 = 0
+
+    /// An empty window; it has no memory of its own yet.
+    public init() {}
+
+    /// Records a request that ended at `now` (monotonic nanoseconds) after `duration` nanoseconds. A time
+    /// before the newest one seen counts as the newest.
+    public mutating func record(duration: UInt64, error: Bool, at now: UInt64) {
+        if slots.isEmpty {
+            slots = [Slot](repeating: Slot(), count: LatencyWindow.slotCount)
+            buckets = [UInt16](repeating: 0, count: LatencyWindow.slotCount * LatencyWindow.bucketCount)
+            firstRecord = now
+        }
+        newest = max(newest, now)
+        let number = newest / LatencyWindow.slotLength + 1
+        let place = Int(number % UInt64(LatencyWindow.slotCount))
+        let base = place * LatencyWindow.bucketCount
+        if slots[place].number != number {
+            slots[place] = Slot(number: number)
+            for index in base..<base + LatencyWindow.bucketCount { buckets[index] = 0 }
+        }
+        slots[place].requests += 1
+        if error { slots[place].errors += 1 }
+        // Chosen by a hash of their number, because traffic may have a rhythm of its own. (A shift by all
+        // 64 bits leaves 0.)
+        let hash = slots[place].requests &* 0x9E37_79B9_7F4A_7C15
+        guard hash >> (64 - slots[place].shift) == 0 else { return }
+        let bucket = base + LatencyWindow.bucket(of: duration)
+        if buckets[bucket] == .max {
+            for index in base..<base + LatencyWindow.bucketCount { buckets[index] = buckets[index] / 2 }
+            slots[place].shift += 1
+        }
+        buckets[bucket] += 1
+    }
+
+    /// What the window says at `now`, in monotonic nanoseconds.
+    public func summary(at now: UInt64) -> Summary {
+        let now = max(now, newest)
+        let number = now / LatencyWindow.slotLength + 1
+        let oldest =
+            number > UInt64(LatencyWindow.slotCount) ? number - UInt64(LatencyWindow.slotCount) + 1 : 1
+        let live = slots.indices.filter { slots[$0].number >= oldest }
+        let requests = live.reduce(0) { $0 + slots[$1].requests }
+        let errors = live.reduce(0) { $0 + slots[$1].errors }
+        // From the first slot's start, or the very first request; at least a second, lest one request
+        // right now look like thousands per second.
+        let start = max((oldest - 1) * LatencyWindow.slotLength, firstRecord)
+        let seconds = max(Double(now - start) / 1e9, 1)
+        let percentiles = percentiles(of: live)
+        return Summary(
+            requests: requests, errors: errors, rate: Double(requests) / seconds,
+            errorRatio: requests == 0 ? 0 : Double(errors) / Double(requests), p50: percentiles?[0],
+            p90: percentiles?[1], p99: percentiles?[2])
+    }
+
+    private func percentiles(of live: [Int]) -> [Double]? {
+        let totals = (0..<LatencyWindow.bucketCount).map { bucket in
+            live.reduce(0) { sum, slot in
+                sum + UInt64(buckets[slot * LatencyWindow.bucketCount + bucket]) << slots[slot].shift
+            }
+        }
+        let total = totals.reduce(0, +)
+        guard total > 0 else { return nil }
+        return [0.5, 0.9, 0.99].map { quantile in
+            // The request of this rank, counted from 1, as the nearest-rank method has it.
+            let rank = max(1, (quantile * Double(total)).rounded(.up))
+            var below: UInt64 = 0
+            var bucket = 0
+            while Double(below + totals[bucket]) < rank {
+                below += totals[bucket]
+                bucket += 1
+            }
+            let part = (rank - Double(below) - 0.5) / Double(totals[bucket])
+            return LatencyWindow.estimate(bucket, part) / 1e9
+        }
+    }
+
+    /// The bucket of a duration: 0 below 2^13 ns, then 24 for each octave.
+    static func bucket(of duration: UInt64) -> Int {
+        guard duration >> UInt64(lowestBit) > 0 else { return 0 }
+        let octave = 63 - duration.leadingZeroBitCount
+        guard octave < lowestBit + octaves else { return bucketCount - 1 }
+        // The bits after the first, as a fraction of 2^13 that the octave's size does not change.
+        let fraction = (duration >> UInt64(octave - lowestBit)) & (1 << UInt64(lowestBit) - 1)
+        return 1 + (octave - lowestBit) * perOctave + (Int(fraction) * perOctave) >> lowestBit
+    }
+
+    /// The duration in nanoseconds at a part (0 to 1) of a bucket. It interpolates within that middle of
+    /// the bucket from which nothing in the bucket is further than 3 %.
+    private static func estimate(_ bucket: Int, _ part: Double) -> Double {
+        let lowest = Double(1 << lowestBit)
+        guard bucket > 0 else { return part * lowest }
+        let octave = (bucket - 1) / perOctave
+        let step = (bucket - 1) % perOctave
+        let size = lowest * Double(1 << octave)
+        let low = size * (1 + Double(step) / Double(perOctave))
+        let high = size * (1 + Double(step + 1) / Double(perOctave))
+        return high * 0.9705 + part * (low * 1.0295 - high * 0.9705)
+    }
+}
