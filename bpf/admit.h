@@ -9,7 +9,8 @@
 #include "maps.h"
 
 /* Half-open: a random share, and at least one attempt per interval for quiet services. */
-static __always_inline bool is_probe(struct mesh_breaker *breaker, struct mesh_attempts *tally, u64 now)
+static __always_inline bool is_probe(
+	struct mesh_breaker *breaker, struct mesh_attempts *tally, u64 now)
 {
 	u64 last = tally->last_probe_ns;
 
@@ -21,7 +22,8 @@ static __always_inline bool is_probe(struct mesh_breaker *breaker, struct mesh_a
 	       __sync_val_compare_and_swap(&tally->last_probe_ns, last, now) == last;
 }
 
-static __always_inline void count_attempt(u32 service, enum mesh_point point, enum mesh_decision decision)
+static __always_inline void count_attempt(
+	u32 service, enum mesh_point point, enum mesh_decision decision)
 {
 	struct mesh_attempts *tally = bpf_map_lookup_elem(&attempts, &service);
 
@@ -59,7 +61,8 @@ static __noinline enum mesh_decision admit(u32 service, enum mesh_point point)
 	} else if (breaker->state == MESH_STATE_OPEN && now < breaker->open_until_ns) {
 		decision = MESH_DECISION_REJECTED;
 	} else {
-		decision = is_probe(breaker, tally, now) ? MESH_DECISION_PROBE : MESH_DECISION_REJECTED;
+		decision = is_probe(breaker, tally, now) ? MESH_DECISION_PROBE
+							 : MESH_DECISION_REJECTED;
 	}
 	if (decision == MESH_DECISION_REJECTED && breaker->mode == MESH_MODE_OBSERVE)
 		decision = MESH_DECISION_WOULD_REJECT;

@@ -28,7 +28,8 @@ static __always_inline void choose_trace(u8 *trace_id)
 	words[0] = bpf_get_prandom_u32();
 	words[1] = bpf_get_prandom_u32();
 	words[2] = bpf_get_prandom_u32();
-	words[3] = bpf_get_prandom_u32() | 1; /* all zero would be invalid (W3C Trace Context, 3.2.2.3) */
+	words[3] = bpf_get_prandom_u32() |
+		   1; /* all zero would be invalid (W3C Trace Context, 3.2.2.3) */
 }
 
 static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
@@ -38,7 +39,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 	struct tcp_sock *tcp;
 	u16 port = bpf_ntohs(ctx->user_port);
 
-	/* MPTCP has a protocol number of its own, so it is left alone here. */
+	/* An MPTCP socket has a protocol number of its own. */
 	if (!sk || !address || ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
 		return 1;
 	tcp = bpf_skc_to_tcp_sock(sk);
@@ -49,6 +50,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 		count(MESH_COUNTER_LOST_STORAGE);
 		return 1;
 	}
+	if (tcp->is_mptcp)
+		return 1; /* a subflow of an MPTCP socket: its role stays IGNORED */
 	/* connect() again on a socket whose last one never got as far as a SYN. */
 	end_connection(connection, tcp, MESH_OUTCOME_UNREACHABLE);
 
@@ -56,7 +59,8 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 	connection->role = MESH_ROLE_CLIENT;
 	connection->service = find_service(address, port, MESH_ROLE_CLIENT);
 	connection->workload = workload_of(tcp);
-	connection->exempt = port == DNS_PORT || bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||
+	connection->exempt = port == DNS_PORT ||
+			     bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||
 			     in_networks(&exempt, address);
 	if (!connection->exempt)
 		connection->connect_decision = admit(connection->service, MESH_POINT_CONNECT);

@@ -76,7 +76,8 @@ static __noinline int end_request(
  * Ends the pending request of a connection that ends. A response that had begun, too short to
  * tell whether it is HTTP, counts as one.
  */
-static __always_inline void abandon_request(struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
+static __always_inline void abandon_request(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
 {
 	if (!connection->request_start_ns)
 		return;
@@ -87,7 +88,8 @@ static __always_inline void abandon_request(struct mesh_connection *connection, 
 }
 
 /* Reports a connect() that ended, well or not. */
-static __always_inline void end_connect(struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
+static __always_inline void end_connect(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
 {
 	struct ending end = {.kind = MESH_EVENT_CONNECT};
 
@@ -99,7 +101,8 @@ static __always_inline void end_connect(struct mesh_connection *connection, stru
 }
 
 /* Reports that a connection began or ended, or that its byte counts moved on. */
-static __always_inline void note(struct mesh_connection *connection, struct tcp_sock *tcp, u8 kind, u8 outcome)
+static __always_inline void note(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u8 kind, u8 outcome)
 {
 	struct ending end = {.kind = kind, .outcome = outcome};
 
@@ -109,7 +112,8 @@ static __always_inline void note(struct mesh_connection *connection, struct tcp_
 }
 
 /* The socket has closed, or will tell no more. */
-static __noinline int end_connection(struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
+static __noinline int end_connection(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome)
 {
 	u8 phase;
 
@@ -121,7 +125,7 @@ static __noinline int end_connection(struct mesh_connection *connection, struct 
 		end_connect(connection, tcp, outcome);
 	} else if (phase == PHASE_ESTABLISHED) {
 		abandon_request(connection, tcp, outcome);
-		note(connection, tcp, MESH_EVENT_CLOSE, outcome);
+		note(connection, tcp, MESH_EVENT_CLOSE, MESH_OUTCOME_OK);
 	}
 	return 0;
 }

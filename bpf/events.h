@@ -61,7 +61,8 @@ struct ending {
  * Whether a breaker may have to act on this sample, so that the reader is woken for it. Waking
  * costs the waker far more than the record does; everything else waits for the next wake-up.
  */
-static __always_inline bool urgent(const struct mesh_connection *connection, const struct ending *end)
+static __always_inline bool urgent(
+	const struct mesh_connection *connection, const struct ending *end)
 {
 	u32 service = connection->service;
 	struct mesh_breaker *breaker;
@@ -79,8 +80,8 @@ static __always_inline bool urgent(const struct mesh_connection *connection, con
 	       (breaker->slow_ns && end->duration_ns >= breaker->slow_ns);
 }
 
-static __always_inline void fill_sample(struct mesh_sample *sample, struct mesh_connection *connection,
-	struct tcp_sock *tcp, const struct ending *end)
+static __always_inline void fill_sample(struct mesh_sample *sample,
+	struct mesh_connection *connection, struct tcp_sock *tcp, const struct ending *end)
 {
 	sample->kind = end->kind;
 	sample->role = connection->role;
@@ -101,24 +102,29 @@ static __always_inline void fill_sample(struct mesh_sample *sample, struct mesh_
 		u64 received = tcp->bytes_received - connection->fin_received;
 		u32 retransmits = tcp->total_retrans;
 
-		sample->sent_bytes = sent - __sync_lock_test_and_set(&connection->sent_reported, sent);
+		sample->sent_bytes =
+			sent - __sync_lock_test_and_set(&connection->sent_reported, sent);
 		sample->received_bytes =
-			received - __sync_lock_test_and_set(&connection->received_reported, received);
+			received -
+			__sync_lock_test_and_set(&connection->received_reported, received);
 		sample->retransmits =
-			retransmits - __sync_lock_test_and_set(&connection->retransmits_reported, retransmits);
+			retransmits -
+			__sync_lock_test_and_set(&connection->retransmits_reported, retransmits);
 	}
 	copy16(sample->trace_id, connection->trace_id);
 }
 
 /* Sends one sample. `tcp` may be null where the caller has no TCP socket to read counts from. */
-static __noinline int emit(struct mesh_connection *connection, struct tcp_sock *tcp, const struct ending *end)
+static __noinline int emit(
+	struct mesh_connection *connection, struct tcp_sock *tcp, const struct ending *end)
 {
 	u64 wake;
 
 	if (!connection || !end)
 		return 0;
 	/* A quarter full: wake the reader whatever the sample says. */
-	wake = urgent(connection, end) || bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > MESH_RING_BYTES / 4
+	wake = urgent(connection, end) ||
+			       bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > MESH_RING_BYTES / 4
 		       ? BPF_RB_FORCE_WAKEUP
 		       : BPF_RB_NO_WAKEUP;
 	if (control.flows_wanted && tcp) {

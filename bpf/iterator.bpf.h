@@ -13,7 +13,7 @@ int mesh_connections(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct sock *sk = ctx->sk;
 
 	if (!sk || !connection || connection->role == MESH_ROLE_IGNORED ||
-	    connection->phase != PHASE_ESTABLISHED)
+		connection->phase != PHASE_ESTABLISHED)
 		return 0;
 	read_tuple(&entry.tuple, sk);
 	entry.service = connection->service;

@@ -40,12 +40,12 @@ struct mesh_connection {
 	u8 decision;	  /* request direction: what admit() said of the pending request */
 	u8 probe_connect; /* its connect() was a probe, so its first request belongs to it */
 	u8 connect_decision;
-	u8 protocol;	/* response direction: enum mesh_protocol */
-	u8 interim;	/* response direction: an HTTP 1xx came; the final one follows */
-	u8 status_len;	/* response direction: bytes of `status` that are filled */
-	u8 status[12];	/* response direction: "HTTP/1.1 200" as it comes */
-	u8 stamped;	/* the stamp was written and counted */
-	u8 foreign_hdr; /* somebody else wants header-option callbacks too: leave them on */
+	u8 protocol;	 /* response direction: enum mesh_protocol */
+	u8 interim;	 /* response direction: an HTTP 1xx came; the final one follows */
+	u8 status_len;	 /* response direction: bytes of `status` that are filled */
+	u8 status[12];	 /* response direction: "HTTP/1.1 200" as it comes */
+	u8 stamped;	 /* the stamp was written and counted */
+	u8 foreign_hdr;	 /* somebody else wants header-option callbacks too: leave them on */
 	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
 	u8 pad[5];
 	u8 trace_id[16];
@@ -94,7 +94,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__type(key, struct mesh_network);
 	__type(value, u8);
 } exempt SEC(".maps");
@@ -103,7 +103,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__type(key, struct mesh_network);
 	__type(value, u8);
 } scope SEC(".maps");

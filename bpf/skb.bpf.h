@@ -47,9 +47,9 @@ static long find_stamp(u32 index, void *context)
 	if (size < 2)
 		return 1;
 	if (search->options[at] == MESH_STAMP_KIND && size == MESH_STAMP_LENGTH &&
-	    at <= OPTIONS_BYTES - MESH_STAMP_LENGTH && at + size <= search->length &&
-	    search->options[at + 2] == MESH_STAMP_EXPERIMENT >> 8 &&
-	    search->options[at + 3] == (MESH_STAMP_EXPERIMENT & 0xff)) {
+		at <= OPTIONS_BYTES - MESH_STAMP_LENGTH && at + size <= search->length &&
+		search->options[at + 2] == MESH_STAMP_EXPERIMENT >> 8 &&
+		search->options[at + 3] == (MESH_STAMP_EXPERIMENT & 0xff)) {
 		search->found = at + 4;
 		return 1;
 	}
@@ -58,7 +58,8 @@ static long find_stamp(u32 index, void *context)
 }
 
 /* Keeps a SYN's stamp for the connection that it may become. */
-static __noinline int receive_stamp(struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet)
+static __noinline int receive_stamp(
+	struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct stamp_search search = {};
@@ -85,13 +86,16 @@ static __noinline int receive_stamp(struct __sk_buff *skb, struct bpf_sock *sk, 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		u32 addresses[2];
 
-		if (bpf_skb_load_bytes(skb, offsetof(struct ipv4_header, source), addresses, sizeof(addresses)))
+		if (bpf_skb_load_bytes(skb, offsetof(struct ipv4_header, source), addresses,
+			    sizeof(addresses)))
 			return 0;
 		map_ipv4(tuple.remote_address, addresses[0]);
 		map_ipv4(tuple.local_address, addresses[1]);
 	} else {
-		if (bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, source), tuple.remote_address, 16) ||
-		    bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, destination), tuple.local_address, 16))
+		if (bpf_skb_load_bytes(
+			    skb, offsetof(struct ipv6_header, source), tuple.remote_address, 16) ||
+			bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, destination),
+				tuple.local_address, 16))
 			return 0;
 	}
 	if (!in_networks(&scope, tuple.remote_address)) {
@@ -155,11 +159,13 @@ static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bp
 		connection->role = MESH_ROLE_SERVER;
 	}
 	if (connection->role == MESH_ROLE_CLIENT) {
-		connection->service = find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
+		connection->service =
+			find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
 		connection->exempt =
 			tuple.remote_port == 53 || in_networks(&exempt, tuple.remote_address);
 	} else {
-		connection->service = find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
+		connection->service =
+			find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
 	}
 	connection->adopted = 1;
 	connection->phase = PHASE_ESTABLISHED;
@@ -218,7 +224,8 @@ static __noinline bool begins_request(
 	if (connection->http)
 		return line;
 	/* HTTP/2 begins with a request line of its own ("PRI * HTTP/2.0"), and only once. */
-	if (line && packet->payload >= sizeof(head) && !(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
+	if (line && packet->payload >= sizeof(head) &&
+		!(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
 		connection->http = 1;
 	return true;
 }
@@ -260,7 +267,8 @@ static long find_interim_end(u32 index, void *context)
 	struct interim_search *search = context;
 	u8 byte = 0;
 
-	if (index >= search->left || bpf_skb_load_bytes(search->skb, search->offset + index, &byte, 1))
+	if (index >= search->left ||
+		bpf_skb_load_bytes(search->skb, search->offset + index, &byte, 1))
 		return 1;
 	search->window = search->window << 8 | byte;
 	if (search->window == 0x0d0a0d0a) { /* CR LF CR LF */
@@ -278,7 +286,8 @@ static __always_inline bool is_status_line(const u8 *status, u32 length)
 	for (u32 i = 0; i < STATUS_BYTES; i++) {
 		if (i >= length)
 			return true;
-		if (pattern[i] == 'd' ? status[i] < '0' || status[i] > '9' : status[i] != pattern[i])
+		if (pattern[i] == 'd' ? status[i] < '0' || status[i] > '9'
+				      : status[i] != pattern[i])
 			return false;
 	}
 	return true;
@@ -350,7 +359,8 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 	return 0;
 }
 
-/* New bytes only: steps over what was seen before; false when nothing is left or there is a hole. */
+/* New bytes only: steps over what was seen before; false when nothing is left or there is a hole.
+ */
 static __always_inline bool take_new_bytes(
 	struct mesh_connection *connection, struct bpf_sock *sk, struct packet *packet, bool egress)
 {
@@ -404,8 +414,10 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 	} else if (packet->payload > 512) {
 		/* A body: look at the byte counts, which no request end reports. */
 		tcp = bpf_skc_to_tcp_sock(sk);
-		if (tcp && (tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
-				   tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP))
+		if (tcp &&
+			(tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
+				tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >=
+					BYTES_STEP))
 			note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
 	}
 }
@@ -420,11 +432,12 @@ static __always_inline void on_end(struct mesh_connection *connection, struct bp
 	if (!tcp)
 		return;
 	if (packet->flags & TCP_RST) {
-		/* A received one is believed when the socket closes by it, if sock_ops will say so. */
+		/* A received one is believed when the socket closes by it, if sock_ops will say so.
+		 */
 		if (egress || (connection->adopted && packet->sequence == tcp->rcv_nxt))
 			abandon_request(connection, tcp, MESH_OUTCOME_RESET);
-	} else if (response &&
-		   packet->sequence + packet->payload == (egress ? connection->out_next : connection->in_next)) {
+	} else if (response && packet->sequence + packet->payload ==
+				       (egress ? connection->out_next : connection->in_next)) {
 		/* Whoever should answer has said its last. */
 		abandon_request(connection, tcp, MESH_OUTCOME_ABORTED);
 	}
@@ -455,9 +468,10 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	}
 	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	if (packet.flags & TCP_SYN) {
-		if (egress && packet.payload && connection && connection->role == MESH_ROLE_CLIENT &&
-		    !connection->out_next) {
-			/* Fast Open: the request is in the SYN, whose own number comes before it. */
+		if (egress && packet.payload && connection &&
+			connection->role == MESH_ROLE_CLIENT && !connection->out_next) {
+			/* Fast Open: the request is in the SYN, whose own number comes before it.
+			 */
 			packet.sequence++;
 			connection->out_next = packet.sequence + packet.payload;
 			on_request(skb, connection, sk, &packet);

@@ -22,8 +22,8 @@ static __always_inline struct mesh_connection *connection_of(struct bpf_sock *sk
 	return sk ? bpf_sk_storage_get(&connections, sk, NULL, 0) : NULL;
 }
 
-static __always_inline void want_stamp(
-	struct bpf_sock_ops *ctx, struct mesh_connection *connection, struct tcp_sock *tcp, u32 *flags)
+static __always_inline void want_stamp(struct bpf_sock_ops *ctx, struct mesh_connection *connection,
+	struct tcp_sock *tcp, u32 *flags)
 {
 	struct mesh_tuple tuple;
 
@@ -43,7 +43,8 @@ static __always_inline void want_stamp(
 	*flags |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 }
 
-static __always_inline void stop_stamping(struct bpf_sock_ops *ctx, struct mesh_connection *connection)
+static __always_inline void stop_stamping(
+	struct bpf_sock_ops *ctx, struct mesh_connection *connection)
 {
 	if (!connection->foreign_hdr)
 		bpf_sock_ops_cb_flags_set(

@@ -49,7 +49,8 @@ static __always_inline u32 pseudo_sum(const struct headers *h, u32 length)
 		sum += h->v4.source;
 		sum += h->v4.destination;
 	} else {
-		const u32 *source = (const u32 *)h->v6.source, *destination = (const u32 *)h->v6.destination;
+		const u32 *source = (const u32 *)h->v6.source,
+			  *destination = (const u32 *)h->v6.destination;
 
 		for (int i = 0; i < 4; i++)
 			sum += (u64)source[i] + destination[i];
@@ -89,11 +90,12 @@ static __always_inline bool read_headers(struct __sk_buff *skb, struct headers *
 	if (h->version == 4 && skb->protocol == bpf_htons(ETH_P_IP)) {
 		/* Options would have to be kept; nobody's TCP sends any. */
 		if (first != 0x45 || bpf_skb_load_bytes(skb, h->link, &h->v4, sizeof(h->v4)) ||
-		    h->v4.protocol != IPPROTO_TCP)
+			h->v4.protocol != IPPROTO_TCP)
 			return false;
 		h->tcp = h->link + sizeof(h->v4);
 	} else if (h->version == 6 && skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes(skb, h->link, &h->v6, sizeof(h->v6)) || h->v6.next_header != IPPROTO_TCP)
+		if (bpf_skb_load_bytes(skb, h->link, &h->v6, sizeof(h->v6)) ||
+			h->v6.next_header != IPPROTO_TCP)
 			return false;
 		h->tcp = h->link + sizeof(h->v6);
 	} else {
@@ -117,7 +119,8 @@ static __always_inline bool write_headers(struct __sk_buff *skb, struct headers 
 	h->segment.urgent = 0;
 	h->segment.check = 0;
 	sum = pseudo_sum(h, sizeof(h->segment));
-	h->segment.check = h->partial ? sum : ~fold(sum + (u64)sum_words(&h->segment, sizeof(h->segment)));
+	h->segment.check =
+		h->partial ? sum : ~fold(sum + (u64)sum_words(&h->segment, sizeof(h->segment)));
 
 	if (h->link && bpf_skb_store_bytes(skb, 0, h->ethernet, ETHERNET_LENGTH, 0))
 		return false;
@@ -170,7 +173,7 @@ static __noinline int reset(struct __sk_buff *skb, u64 back)
 		return NOT_RESET;
 	/* Without payload it is an ACK, or the reset itself on its way through a second device. */
 	if ((h.segment.flags & (TCP_RST | TCP_SYN)) ||
-	    skb->len <= h.tcp + (h.segment.data_offset >> 4) * 4)
+		skb->len <= h.tcp + (h.segment.data_offset >> 4) * 4)
 		return NOT_RESET;
 	if (bpf_skb_change_tail(skb, h.tcp + sizeof(h.segment), 0))
 		return NOT_RESET;
@@ -207,7 +210,7 @@ static __always_inline int on_device(struct __sk_buff *skb, u64 back)
 		return TC_CONTINUE;
 	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	if (!connection || connection->role != MESH_ROLE_CLIENT ||
-	    connection->decision != MESH_DECISION_REJECTED)
+		connection->decision != MESH_DECISION_REJECTED)
 		return TC_CONTINUE;
 	verdict = reset(skb, back);
 	if (verdict == NOT_RESET)

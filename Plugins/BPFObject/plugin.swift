@@ -9,8 +9,6 @@ struct BPFObject: BuildToolPlugin {
         let package = context.package.directoryURL
         let sources = package.appending(path: "bpf")
         let header = package.appending(path: "Sources/CMeshABI/include")
-        let object = context.pluginWorkDirectoryURL.appending(path: "mesh.bpf.o")
-        let stripped = context.pluginWorkDirectoryURL.appending(path: "mesh.stripped.o")
         let embedded = context.pluginWorkDirectoryURL.appending(path: "MeshObject.swift")
 
         // Every file under bpf/ is an input: an edit to any header rebuilds the object.
@@ -19,35 +17,22 @@ struct BPFObject: BuildToolPlugin {
             .filter { ["c", "h"].contains($0.pathExtension) }
             .sorted { $0.path < $1.path } + [header.appending(path: "mesh_abi.h")]
 
-        #if arch(x86_64)
-            let architecture = "x86_64-linux-gnu"
-        #elseif arch(arm64)
-            let architecture = "aarch64-linux-gnu"
-        #else
-            #error("MeshAgent is built for x86-64 and arm64")
-        #endif
-
+        // One command from C to Swift: an object file among the outputs would become a resource, and
+        // the accessor that is generated for it would link Foundation into the agent.
         return [
             .buildCommand(
-                displayName: "Compiling mesh.bpf.c",
-                executable: try context.tool(named: "clang").url,
-                arguments: [
-                    "-target", "bpf", "-mcpu=v3", "-g", "-O2", "-std=gnu11", "-ffreestanding",
-                    "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
-                    "-I\(header.path)", "-idirafter", "/usr/include/\(architecture)",
-                    "-c", sources.appending(path: "mesh.bpf.c").path, "-o", object.path,
-                ],
-                inputFiles: inputs, outputFiles: [object]),
-            .buildCommand(
-                displayName: "Stripping mesh.bpf.o",
-                executable: try context.tool(named: "llvm-objcopy").url,
-                arguments: ["--strip-debug", object.path, stripped.path],
-                inputFiles: [object], outputFiles: [stripped]),
-            .buildCommand(
-                displayName: "Embedding mesh.bpf.o",
+                displayName: "Embedding mesh.bpf.c",
                 executable: try context.tool(named: "embed-object").url,
-                arguments: [stripped.path, "meshObject", embedded.path],
-                inputFiles: [stripped], outputFiles: [embedded]),
+                arguments: [
+                    "--clang", try context.tool(named: "clang").url.path,
+                    "--objcopy", try context.tool(named: "llvm-objcopy").url.path,
+                    "--include", header.path,
+                    "--source", sources.appending(path: "mesh.bpf.c").path,
+                    "--work", context.pluginWorkDirectoryURL.path,
+                    "--name", "meshObject",
+                    "--output", embedded.path,
+                ],
+                inputFiles: inputs, outputFiles: [embedded])
         ]
     }
 }

@@ -116,6 +116,9 @@ public struct ArgumentCommand: Sendable, Equatable {
 public struct ArgumentError: Error, Equatable, Sendable, CustomStringConvertible {
     /// One line: what is wrong and, where it is near, what was probably meant.
     public let description: String
+
+    /// Wrong usage that only the program can see, such as an option's value.
+    public init(description: String) { self.description = description }
 }
 
 /// A command line that was understood.

@@ -1,7 +1,7 @@
 // What a client asked for by Accept and Accept-Encoding (RFC 9110 sections 12.4 and 12.5).
 
 /// The formats in which metrics are exported.
-public enum HTTPMetricsFormat: Sendable, Equatable {
+public enum MetricsFormat: Sendable, Equatable {
     /// Prometheus text format 0.0.4.
     case text
     /// OpenMetrics 1.0.0.

@@ -1,13 +1,5 @@
 // Writes metric lines as bytes: names, escaped labels, exact numbers, without strings in between.
 
-/// The formats in which metrics are exported.
-public enum MetricsFormat: Sendable {
-    /// Prometheus text format 0.0.4.
-    case text
-    /// OpenMetrics 1.0, with exemplars.
-    case openMetrics
-}
-
 /// What a metric is.
 enum MetricsType: String {
     case counter, gauge, histogram

@@ -125,7 +125,7 @@ public struct Sample: Equatable, Sendable {
     /// The service's ID; 0 is `other`.
     public var service: UInt32
     /// Segments retransmitted since this connection's last sample.
-    public var retransmits: UInt32
+    public var retransmits: Int32
     /// The cgroup ID of the socket's owner.
     public var workload: UInt64
     /// When it ended.
@@ -133,9 +133,9 @@ public struct Sample: Equatable, Sendable {
     /// How long the request or connect took; 0 for the other kinds.
     public var duration: UInt64
     /// Payload bytes sent since this connection's last sample.
-    public var sentBytes: UInt32
+    public var sentBytes: Int32
     /// Payload bytes received since this connection's last sample.
-    public var receivedBytes: UInt32
+    public var receivedBytes: Int32
     /// The trace ID; nil if it is unknown.
     public var traceID: TraceID?
 
@@ -147,9 +147,9 @@ public struct Sample: Equatable, Sendable {
     /// A sample from its parts, for tests and tools; the decoder is `init(record:)`.
     public init(
         kind: Kind, role: Role, wireProtocol: WireProtocol = .tcp, outcome: Outcome = .ok,
-        status: UInt16 = 0, flags: Flags = [], service: UInt32 = 0, retransmits: UInt32 = 0,
-        workload: UInt64 = 0, time: UInt64 = 0, duration: UInt64 = 0, sentBytes: UInt32 = 0,
-        receivedBytes: UInt32 = 0, traceID: TraceID? = nil
+        status: UInt16 = 0, flags: Flags = [], service: UInt32 = 0, retransmits: Int32 = 0,
+        workload: UInt64 = 0, time: UInt64 = 0, duration: UInt64 = 0, sentBytes: Int32 = 0,
+        receivedBytes: Int32 = 0, traceID: TraceID? = nil
     ) {
         self.kind = kind
         self.role = role
@@ -183,12 +183,12 @@ public struct Sample: Equatable, Sendable {
             status: (100...999).contains(status) ? status : 0,
             flags: Flags(rawValue: record.loadUnaligned(fromByteOffset: 6, as: UInt16.self)),
             service: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self),
-            retransmits: record.loadUnaligned(fromByteOffset: 12, as: UInt32.self),
+            retransmits: record.loadUnaligned(fromByteOffset: 12, as: Int32.self),
             workload: record.loadUnaligned(fromByteOffset: 16, as: UInt64.self),
             time: record.loadUnaligned(fromByteOffset: 24, as: UInt64.self),
             duration: record.loadUnaligned(fromByteOffset: 32, as: UInt64.self),
-            sentBytes: record.loadUnaligned(fromByteOffset: 40, as: UInt32.self),
-            receivedBytes: record.loadUnaligned(fromByteOffset: 44, as: UInt32.self),
+            sentBytes: record.loadUnaligned(fromByteOffset: 40, as: Int32.self),
+            receivedBytes: record.loadUnaligned(fromByteOffset: 44, as: Int32.self),
             traceID: TraceID(
                 high: UInt64(bigEndian: record.loadUnaligned(fromByteOffset: 48, as: UInt64.self)),
                 low: UInt64(bigEndian: record.loadUnaligned(fromByteOffset: 56, as: UInt64.self))))

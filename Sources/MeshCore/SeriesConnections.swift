@@ -70,9 +70,10 @@ public struct ConnectionTable: Sendable {
         let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key)
         if isNew { values.append(contentsOf: repeatElement(0, count: stride)) }
         let base = row * stride
-        values[base + Counter.sentBytes.rawValue] &+= UInt64(sample.sentBytes)
-        values[base + Counter.receivedBytes.rawValue] &+= UInt64(sample.receivedBytes)
-        values[base + Counter.retransmits.rawValue] &+= UInt64(sample.retransmits)
+        // Signed: a sample may take back what another told too much (mesh_abi.h).
+        values[base + Counter.sentBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.sentBytes)
+        values[base + Counter.receivedBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.receivedBytes)
+        values[base + Counter.retransmits.rawValue] &+= UInt64(truncatingIfNeeded: sample.retransmits)
         switch sample.kind {
         case .connect:
             values[base + Counter(failure: sample.outcome).rawValue] += 1

@@ -58,7 +58,7 @@ import Testing
     }
 
     @Test(arguments: [
-        (nil, HTTPMetricsFormat.text), ("", .text), ("*/*", .text), ("text/html", .text), ("nonsense", .text),
+        (nil, MetricsFormat.text), ("", .text), ("*/*", .text), ("text/html", .text), ("nonsense", .text),
         ("application/openmetrics-text", .openMetrics),
         ("application/openmetrics-text; version=1.0.0", .openMetrics),
         ("Application/OpenMetrics-Text;Version=\"1.0.0\"", .openMetrics),
@@ -81,8 +81,8 @@ import Testing
         ("text/plain;version=0.0.4;q=1,*/*;q=0.1", .text),
         ("text/plain;x=\",application/openmetrics-text\"", .text),
     ])
-    func choosesTheMetricsFormat(accept: String?, format: HTTPMetricsFormat) {
-        #expect(HTTPMetricsFormat(accept: accept) == format)
+    func choosesTheMetricsFormat(accept: String?, format: MetricsFormat) {
+        #expect(MetricsFormat(accept: accept) == format)
     }
 
     @Test(arguments: [

@@ -22,7 +22,7 @@ struct SampleTests {
         flow.sample.time_ns = 1_000_000_007
         flow.sample.duration_ns = 123_456
         flow.sample.sent_bytes = 99
-        flow.sample.received_bytes = 4_000_000_000
+        flow.sample.received_bytes = -40
         withUnsafeMutableBytes(of: &flow.sample.trace_id) { raw in
             for index in raw.indices { raw[index] = UInt8(index + 1) }
         }
@@ -43,7 +43,7 @@ struct SampleTests {
         kind: .request, role: .server, wireProtocol: .http, outcome: .reset, status: 503,
         flags: Sample.Flags(rawValue: 0x11), service: 0x0102_0304, retransmits: 7,
         workload: 0x1122_3344_5566_7788, time: 1_000_000_007, duration: 123_456, sentBytes: 99,
-        receivedBytes: 4_000_000_000,
+        receivedBytes: -40,
         traceID: TraceID(high: 0x0102_0304_0506_0708, low: 0x090a_0b0c_0d0e_0f10))
 
     @Test func decodesEveryField() throws {

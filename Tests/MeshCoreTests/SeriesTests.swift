@@ -184,7 +184,7 @@ struct ConnectionTableTests {
     private static func sample(
         _ kind: Sample.Kind, _ outcome: Sample.Outcome = .ok, role: Sample.Role = .client,
         service: UInt32 = 1,
-        duration: UInt64 = 0, sent: UInt32 = 0, received: UInt32 = 0, retransmits: UInt32 = 0
+        duration: UInt64 = 0, sent: Int32 = 0, received: Int32 = 0, retransmits: Int32 = 0
     ) -> Sample {
         Sample(
             kind: kind, role: role, outcome: outcome, service: service, retransmits: retransmits,
@@ -206,15 +206,15 @@ struct ConnectionTableTests {
             ConnectionTableTests.sample(.connect, .unreachable),
             ConnectionTableTests.sample(.connect, .reset),
             ConnectionTableTests.sample(.connect, .aborted), ConnectionTableTests.sample(.adopt),
-            ConnectionTableTests.sample(.request, .reset, duration: 5, sent: 100, received: 4_000_000_000),
-            ConnectionTableTests.sample(.bytes, sent: 1, received: 4_000_000_000, retransmits: 2),
+            ConnectionTableTests.sample(.request, .reset, duration: 5, sent: 100, received: 1000),
+            ConnectionTableTests.sample(.bytes, sent: 1, received: -40, retransmits: 2),
             ConnectionTableTests.sample(.close, sent: 2),
         ] {
             table.record(sample, workload: 4)
         }
         #expect(table.count == 1)
         //                                              opened, active, sent, received, retransmits, then failed
-        #expect(ConnectionTableTests.values(table, 0) == [2, 2, 103, 8_000_000_000, 8, 1, 2, 1, 1, 1])
+        #expect(ConnectionTableTests.values(table, 0) == [2, 2, 103, 960, 8, 1, 2, 1, 1, 1])
         #expect((0...2).map { table.bucket(0, $0) } == [1, 0, 1])
         #expect(table.sum(0) == 31)
         #expect(table.active == 2)

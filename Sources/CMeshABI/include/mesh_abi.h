@@ -21,7 +21,7 @@
 /* How many endpoints all configured services may have together. */
 #define MESH_MAX_ENDPOINTS 262144
 /* The bytes of the ring buffer. 4 MiB is about 58,000 samples. */
-#define MESH_RING_BYTES (4 * 1024 * 1024)
+#define MESH_RING_BYTES 4194304
 
 /* The TCP option that carries a stamp: kind 254 and an experiment ID, RFC 6994. */
 #define MESH_STAMP_KIND 254
@@ -76,6 +76,9 @@ enum mesh_sample_flag {
 /*
  * A sample: 64 bytes, one cache line. With flows wanted (mesh_control.flows_wanted) it is the
  * head of a struct mesh_flow; the record's length tells which.
+ *
+ * The counts since the last sample are signed: when both directions of a connection report at the
+ * same time, one may tell a little too much and the next takes it back. Their sum is exact.
  */
 struct mesh_sample {
 	uint8_t kind;	  /* enum mesh_event */
@@ -85,13 +88,13 @@ struct mesh_sample {
 	uint16_t status;  /* HTTP status, 0 where there is none */
 	uint16_t flags;	  /* enum mesh_sample_flag */
 	uint32_t service;
-	uint32_t retransmits;	 /* segments since this connection's last sample */
-	uint64_t workload;	 /* cgroup ID of the socket's owner */
-	uint64_t time_ns;	 /* when it ended */
-	uint64_t duration_ns;	 /* of the request or connect; 0 for the other kinds */
-	uint32_t sent_bytes;	 /* payload since this connection's last sample */
-	uint32_t received_bytes; /* payload since this connection's last sample */
-	uint8_t trace_id[16];	 /* all zero: unknown */
+	int32_t retransmits;	/* segments since this connection's last sample */
+	uint64_t workload;	/* cgroup ID of the socket's owner */
+	uint64_t time_ns;	/* when it ended */
+	uint64_t duration_ns;	/* of the request or connect; 0 for the other kinds */
+	int32_t sent_bytes;	/* payload since this connection's last sample */
+	int32_t received_bytes; /* payload since this connection's last sample */
+	uint8_t trace_id[16];	/* all zero: unknown */
 };
 
 struct mesh_tuple {
@@ -223,11 +226,11 @@ enum mesh_counter {
 	MESH_COUNTER_STAMP_SENT_OUT_OF_SCOPE = 2,
 	MESH_COUNTER_STAMP_RECEIVED_OK = 3,
 	MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE = 4,
-	MESH_COUNTER_LOST_RING = 5,	 /* samples that found the ring buffer full */
-	MESH_COUNTER_LOST_STORAGE = 6,	 /* connections for which there was no memory */
-	MESH_COUNTER_OVER_CAP = 7,	 /* connections whose service became `other` */
-	MESH_COUNTER_UNENFORCED = 8,	 /* rejected requests that no tc hook could reset */
-	MESH_COUNTER_RESETS = 9,	 /* rejected requests that were reset */
+	MESH_COUNTER_LOST_RING = 5,    /* samples that found the ring buffer full */
+	MESH_COUNTER_LOST_STORAGE = 6, /* connections for which there was no memory */
+	MESH_COUNTER_OVER_CAP = 7,     /* connections whose service became `other` */
+	MESH_COUNTER_UNENFORCED = 8,   /* rejected requests that no tc hook could reset */
+	MESH_COUNTER_RESETS = 9,       /* rejected requests that were reset */
 	MESH_COUNTERS = 10,
 };
 

@@ -1,0 +1,132 @@
+// The agent's entry: understands the command line, checks what the machine must offer, starts the
+// servers and the engine, and turns every failure into a line that says what to do.
+import BPFRuntime
+import Glibc
+import MeshCore
+import MeshSystem
+
+/// The agent's version.
+public let agentVersion = "0.1.0"
+
+/// Runs mesh-agent.
+/// - Parameter arguments: The command line without the program's name.
+/// - Returns: The exit code: 0 done, 1 it could not start or go on, 2 wrong usage or configuration.
+public func runMeshAgent(arguments: [String]) -> Int32 {
+    do {
+        let parsed = try AgentOptions.program.parse(arguments)
+        switch parsed.request {
+        case .help:
+            print(AgentOptions.program.help(parsed.command), terminator: "")
+            return 0
+        case .version:
+            print("mesh-agent \(agentVersion)")
+            return 0
+        case .run:
+            let options = try AgentOptions(parsed)
+            return parsed.command == ["check"] ? check(options) : run(options)
+        }
+    } catch {
+        complain("mesh-agent: \(error.description)")
+        complain("see 'mesh-agent --help'")
+        return 2
+    }
+}
+
+private func complain(_ line: String) {
+    let bytes = Array("\(line)\n".utf8)
+    _ = bytes.withUnsafeBytes { write(STDERR_FILENO, $0.baseAddress, $0.count) }
+}
+
+/// Why a configuration could not be had.
+enum ConfigurationFailure: Error, CustomStringConvertible {
+    case unreadable(SystemError)
+    case wrong(ConfigurationErrors)
+
+    var description: String {
+        switch self {
+        case .unreadable(let error): error.description
+        case .wrong(let errors): errors.description
+        }
+    }
+}
+
+/// Reads and checks a configuration file.
+func loadConfiguration(_ path: String) throws(ConfigurationFailure) -> Configuration {
+    let bytes: [UInt8]
+    do {
+        bytes = try readFile(path, limit: JSONNode.maximumBytes)
+    } catch {
+        throw .unreadable(error)
+    }
+    do {
+        return try Configuration.parse(bytes: bytes, file: path)
+    } catch {
+        throw .wrong(error)
+    }
+}
+
+private func check(_ options: AgentOptions) -> Int32 {
+    guard let path = options.configuration else { return 2 }
+    do {
+        let configuration = try loadConfiguration(path)
+        let endpoints = configuration.services.reduce(0) { $0 + $1.endpoints.count }
+        print("\(path): \(configuration.services.count) services, \(endpoints) endpoints: good")
+        return 0
+    } catch {
+        complain(error.description)
+        return 2
+    }
+}
+
+private func run(_ options: AgentOptions) -> Int32 {
+    let log = Log(format: options.logFormat, level: options.logLevel)
+    var configuration = Configuration()
+    if let path = options.configuration {
+        do {
+            configuration = try loadConfiguration(path)
+        } catch {
+            complain(error.description)
+            return 2
+        }
+    }
+    do {
+        try start(options, configuration, log)
+        return 0
+    } catch {
+        log.write(.error, error.description)
+        for line in error.details { log.write(.error, line) }
+        return 1
+    }
+}
+
+private func start(_ options: AgentOptions, _ configuration: Configuration, _ log: Log) throws(SystemError) {
+    // Before any thread is made, so that all of them leave the signals to the engine.
+    let signals = try SignalDescriptor()
+    signal(SIGPIPE, SIG_IGN)
+    // Two agents would each count every request: the control socket tells whether one is there.
+    let control = try Listener.unix(path: options.control)
+    let address = options.listen ?? configuration.listen
+    let metrics = try Listener.tcp(address: address.address.description, port: address.port)
+    _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
+    let kernel = try KernelSide(configuration: configuration, log: log)
+    let shared = try SharedState(listenAddress: address.description)
+    let server = try HTTPServer(
+        services: [
+            // Its requests have no bodies; that bounds what many hostile clients can make it hold.
+            HTTPService(
+                listener: metrics, router: metricsRouter(shared), limits: HTTPLimits(body: 0),
+                maxConnections: 1024),
+            HTTPService(
+                listener: control, router: controlRouter(shared, log: log), maxConnections: 256,
+                errorResponse: { status, text in
+                    .json(["error": .string(text), "suggestion": nil], status: status)
+                }),
+        ],
+        report: { log.write(.warning, $0) })
+    let engine = try Engine(
+        options: options, configuration: configuration, kernel: kernel, links: LinkMonitor(),
+        signals: signals,
+        shared: shared, log: log)
+    defer { server.stop() }
+    try engine.run()
+}

@@ -1,0 +1,178 @@
+// All breakers of the node: which service has one, what its samples decide, and what the kernel has
+// been told of it. Holds no descriptor and reads no clock, so that it can be tested anywhere.
+import CMeshABI
+import MeshCore
+
+/// The breakers by service.
+struct BreakerBook {
+    /// One breaker and what surrounds it.
+    struct Slot {
+        let service: UInt32
+        var breaker: Breaker
+        /// What the kernel's map holds; nil before the first write.
+        var written: BreakerKernelWord?
+        /// Attempts that were simply admitted. The kernel counts the other decisions itself.
+        var admittedConnects: UInt64 = 0
+        var admittedRequests: UInt64 = 0
+        fileprivate var toldHeldClosed = false
+    }
+
+    private(set) var slots: [Slot] = []
+    private var slotOfService = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES))
+    private(set) var share: BreakerOpenShare
+    /// The earliest time at which some breaker has something to do by itself; `.max` if none has.
+    private(set) var nextDeadline = UInt64.max
+
+    init(share: Double) {
+        self.share = BreakerOpenShare(breakers: 0, share: share)
+    }
+
+    /// The slot of a service, nil if it has no breaker.
+    func slot(of service: UInt32) -> Int? {
+        guard service < UInt32(slotOfService.count) else { return nil }
+        let slot = slotOfService[Int(service)]
+        return slot < 0 ? nil : Int(slot)
+    }
+
+    /// Follows a configuration: breakers are made, given new policies, or switched off.
+    /// - Parameter policies: Every configured service with a breaker, by ID.
+    /// - Returns: The slots whose effective state changed, with their transitions.
+    mutating func configure(
+        _ policies: [(service: UInt32, policy: BreakerPolicy)], share newShare: Double, at now: UInt64
+    ) -> [(slot: Int, transitions: [BreakerTransition])] {
+        var changes: [(slot: Int, transitions: [BreakerTransition])] = []
+        var kept = Set<UInt32>()
+        for (service, policy) in policies {
+            kept.insert(service)
+            if let index = slot(of: service) {
+                let transitions = slots[index].breaker.replacePolicy(policy, at: now)
+                if !transitions.isEmpty { changes.append((index, transitions)) }
+            } else {
+                slotOfService[Int(service)] = Int32(slots.count)
+                slots.append(
+                    Slot(service: service, breaker: Breaker(policy: policy, seed: UInt64(service), at: now)))
+            }
+        }
+        for index in slots.indices where !kept.contains(slots[index].service) {
+            var off = slots[index].breaker.policy
+            off.mode = .off
+            let transitions = slots[index].breaker.replacePolicy(off, at: now)
+            if !transitions.isEmpty { changes.append((index, transitions)) }
+        }
+        share = BreakerOpenShare(
+            breakers: slots.count { $0.breaker.policy.mode != .off }, share: newShare)
+        for slot in slots { share.update(from: false, to: slot.breaker.holdsOpen) }
+        recomputeDeadline()
+        return changes
+    }
+
+    /// Feeds a sample to its service's breaker.
+    /// - Returns: The slot, and its transitions, oldest first; nil if the service has no breaker.
+    mutating func record(_ sample: Sample) -> (slot: Int, transitions: [BreakerTransition])? {
+        guard sample.role == .client, sample.kind == .request || sample.kind == .connect,
+            let index = slot(of: sample.service)
+        else { return nil }
+        if sample.flags.isDisjoint(with: [.probe, .wouldReject]) {
+            if sample.kind == .connect {
+                slots[index].admittedConnects += 1
+            } else {
+                slots[index].admittedRequests += 1
+            }
+        }
+        guard let outcome = sample.breakerOutcome(slots[index].breaker.policy) else { return nil }
+        let before = slots[index].breaker.holdsOpen
+        let transitions = slots[index].breaker.record(outcome, at: sample.time, mayOpen: share.mayOpen)
+        afterChange(of: index, heldOpen: before)
+        return (index, transitions)
+    }
+
+    /// Makes the moves whose time has come.
+    mutating func tick(_ now: UInt64) -> [(slot: Int, transitions: [BreakerTransition])] {
+        guard now >= nextDeadline else { return [] }
+        var changes: [(slot: Int, transitions: [BreakerTransition])] = []
+        for index in slots.indices {
+            guard let deadline = slots[index].breaker.nextDeadline, deadline <= now else { continue }
+            let before = slots[index].breaker.holdsOpen
+            changes.append((index, slots[index].breaker.tick(now)))
+            share.update(from: before, to: slots[index].breaker.holdsOpen)
+        }
+        recomputeDeadline()
+        return changes
+    }
+
+    /// Lets a breaker's window slide, for those who look at it.
+    mutating func refresh(_ index: Int, at now: UInt64) -> [BreakerTransition] {
+        let before = slots[index].breaker.holdsOpen
+        let transitions = slots[index].breaker.tick(now)
+        afterChange(of: index, heldOpen: before)
+        return transitions
+    }
+
+    /// Forces a state; nil if the breaker takes no overrides.
+    mutating func force(_ index: Int, _ override: BreakerOverride, at now: UInt64) -> [BreakerTransition]? {
+        let before = slots[index].breaker.holdsOpen
+        let transitions = slots[index].breaker.setOverride(override, at: now)
+        afterChange(of: index, heldOpen: before)
+        return transitions
+    }
+
+    /// Ends an override, if there is one.
+    mutating func release(_ index: Int, at now: UInt64) -> [BreakerTransition] {
+        let before = slots[index].breaker.holdsOpen
+        let transitions = slots[index].breaker.endOverride(at: now)
+        afterChange(of: index, heldOpen: before)
+        return transitions
+    }
+
+    /// What has to be written to the kernel for a slot; nil if it holds that already.
+    mutating func wordToWrite(_ index: Int) -> (old: BreakerKernelWord?, new: BreakerKernelWord)? {
+        let word = slots[index].breaker.kernelWord
+        let old = slots[index].written
+        guard word != old else { return nil }
+        slots[index].written = word
+        return (old, word)
+    }
+
+    /// Whether a breaker has just begun to be held closed by the share, to be told once.
+    mutating func noteHeldClosed(_ index: Int) -> Bool {
+        let held = slots[index].breaker.heldClosed
+        defer { slots[index].toldHeldClosed = held }
+        return held && !slots[index].toldHeldClosed
+    }
+
+    private mutating func afterChange(of index: Int, heldOpen before: Bool) {
+        share.update(from: before, to: slots[index].breaker.holdsOpen)
+        if let deadline = slots[index].breaker.nextDeadline { nextDeadline = min(nextDeadline, deadline) }
+    }
+
+    private mutating func recomputeDeadline() {
+        nextDeadline = slots.reduce(.max) { min($0, $1.breaker.nextDeadline ?? .max) }
+    }
+}
+
+extension BreakerPolicy {
+    /// The policy that a configuration asks for.
+    init(_ breaker: Configuration.Breaker) {
+        self.init()
+        mode =
+            switch breaker.mode {
+            case .enforce: .enforce
+            case .observe: .observe
+            case .off: .off
+            }
+        window = breaker.window
+        minimumRequests = UInt64(breaker.minimumRequests)
+        failureRate = breaker.failureRate
+        consecutiveFailures = UInt32(breaker.consecutiveFailures)
+        failureStatuses = breaker.failureStatuses
+        slowCallDuration = breaker.slowCallDuration ?? 0
+        slowCallRate = breaker.slowCallRate
+        openFor = breaker.openFor
+        maxOpenFor = breaker.maxOpenFor
+        probeRatio = breaker.probe.ratio
+        probeInterval = breaker.probe.interval
+        probeSuccesses = UInt32(breaker.probe.successes)
+        ramp = breaker.probe.ramp
+        drain = breaker.established == .drain
+    }
+}

@@ -1,0 +1,466 @@
+// The agent's one thread of decisions: it reads samples from the kernel, keeps windows and
+// histograms, runs the breakers and writes their state back. Everything that it owns is touched by
+// this thread alone; other threads reach it through its mailbox.
+import BPFRuntime
+import CMeshABI
+import Glibc
+import MeshCore
+import MeshSystem
+
+/// The agent at work.
+final class Engine {
+    /// How long the loop waits at most when nothing happens. Samples that are not urgent wait in the
+    /// ring buffer for it; whoever asks for figures has it drained first.
+    private static let pollInterval: UInt64 = 50_000_000
+    /// Records taken in one go before deadlines and other descriptors are looked at again: about a
+    /// millisecond's work.
+    private static let recordsPerTurn = 4096
+
+    private enum Token: UInt64 {
+        case ring = 1
+        case signals
+        case mailbox
+        case links
+        /// Process exits carry this and the process ID in the lower half.
+        case process = 0x1_0000_0000
+    }
+
+    let log: Log
+    let options: AgentOptions
+    let startedAt: MeshSystem.WallTime
+    let startedMonotonic: UInt64
+    private(set) var configuration: Configuration
+    private(set) var configurationLoaded: MeshSystem.WallTime
+    private(set) var configurationError: String?
+    let kernel: KernelSide
+    private let shared: SharedState
+    let renderer: Renderer
+    private var poller: Poller
+    private let signals: SignalDescriptor
+    private var links: LinkMonitor
+
+    private(set) var services = ServiceTable()
+    private(set) var workloads: WorkloadDirectory
+    private(set) var breakers: BreakerBook
+    private(set) var traffic: Traffic
+    private(set) var history = History()
+    let bindings = TraceBindings()
+    private var followers: [Follower] = []
+
+    private(set) var samplesReceived: UInt64 = 0
+    private(set) var samplesMalformed: UInt64 = 0
+    private(set) var lastHeartbeat: UInt64 = 0
+    /// How many breakers may reject right now: what the kernel's tc programs look at first.
+    private var enforcing: UInt32 = 0
+    private var stopping = false
+    private var wallOffset = Engine.wallOffset()
+
+    init(
+        options: AgentOptions, configuration: Configuration, kernel: consuming KernelSide,
+        links: consuming LinkMonitor,
+        signals: consuming SignalDescriptor, shared: SharedState, log: Log
+    ) throws(SystemError) {
+        self.options = options
+        self.configuration = configuration
+        self.log = log
+        self.shared = shared
+        self.signals = signals
+        self.links = links
+        startedAt = .now()
+        configurationLoaded = startedAt
+        startedMonotonic = MonotonicClock.now()
+        workloads = WorkloadDirectory(root: kernel.cgroupRoot)
+        breakers = BreakerBook(share: configuration.breakers.maxOpenShare)
+        traffic = Traffic(configuration)
+        renderer = try Renderer()
+        poller = try Poller()
+        self.kernel = kernel
+        try poller.add(self.kernel.ringDescriptor, token: Token.ring.rawValue, .readable)
+        try poller.add(self.signals.descriptor, token: Token.signals.rawValue, .readable)
+        try poller.add(shared.mailbox.descriptor, token: Token.mailbox.rawValue, .readable)
+        try poller.add(self.links.descriptor, token: Token.links.rawValue, .readable)
+    }
+
+    // MARK: - The loop
+
+    /// Applies the configuration, attaches, and runs until it is told to stop.
+    /// - Throws: What keeps it from starting.
+    func run() throws(SystemError) {
+        try apply(configuration)
+        heartbeat(MonotonicClock.now())
+        try kernel.attach()
+        shared.setReady(true)
+        log.write(
+            .info, "ready",
+            [
+                "cgroup": .string(kernel.cgroupPath), "listen": .string(shared.listenAddress),
+                "control": .string(options.control), "services": .integer(services.configuredCount),
+                "interfaces": .integer(kernel.interfaces.count),
+            ])
+        var more = false
+        while !stopping {
+            let count = try poller.wait(timeout: more ? 0 : waitTime(MonotonicClock.now()))
+            more = drain(limit: Engine.recordsPerTurn) == Engine.recordsPerTurn
+            for index in 0..<count { handle(poller[index]) }
+            turn()
+        }
+        shared.setReady(false)
+        kernel.detach()
+        log.write(.info, "stopped", ["samples": .integer(samplesReceived)])
+    }
+
+    private func waitTime(_ now: UInt64) -> UInt64 {
+        let due = min(breakers.nextDeadline, lastHeartbeat + heartbeatInterval)
+        return min(Engine.pollInterval, due > now ? due - now : 0)
+    }
+
+    /// What is due whatever woke the loop.
+    private func turn() {
+        let now = MonotonicClock.now()
+        if now >= lastHeartbeat + heartbeatInterval {
+            heartbeat(now)
+            dropGoneFollowers()
+        }
+        if now >= breakers.nextDeadline {
+            for (slot, transitions) in breakers.tick(now) { settle(slot, transitions, sample: nil) }
+        }
+    }
+
+    private func handle(_ event: Poller.Event) {
+        switch event.token {
+        case Token.signals.rawValue:
+            while let signal = signals.next() { received(signal) }
+        case Token.mailbox.rawValue:
+            for message in shared.mailbox.take() {
+                message.exchange.reply(message.action(self, message.exchange))
+            }
+        case Token.links.rawValue:
+            do {
+                for event in try links.events() { linkChanged(event) }
+            } catch {
+                log.write(.error, "cannot follow network interfaces", ["error": .string(error.description)])
+            }
+        case let token where token >= Token.process.rawValue:
+            let pid = UInt32(truncatingIfNeeded: token)
+            if bindings.unbind(pid: pid) {
+                kernel.unbind(pid: pid)
+                log.write(.info, "trace binding ended with its process", ["pid": .integer(pid)])
+            }
+        default:
+            break
+        }
+    }
+
+    private func received(_ signal: Int32) {
+        if signal == SIGHUP {
+            reload()
+        } else {
+            log.write(.info, "stopping", ["signal": .string(signal == SIGTERM ? "TERM" : "INT")])
+            stopping = true
+        }
+    }
+
+    private func linkChanged(_ event: LinkEvent) {
+        guard let done = kernel.linkChanged(event, wanted: configuration.interfaces) else { return }
+        if let error = done.error {
+            log.write(
+                .warning, done.message, ["interface": .string(done.interface), "error": .string(error)])
+        } else {
+            log.write(.info, done.message, ["interface": .string(done.interface)])
+        }
+    }
+
+    // MARK: - Samples
+
+    /// Takes everything that the kernel has sent so far, so that figures are exact at this moment.
+    func drainAll() {
+        // Bounded: what is sent while it reads may wait for the next turn.
+        var left = kernel.ringRecords
+        while left > 0 {
+            let count = drain(limit: min(left, Engine.recordsPerTurn))
+            if count == 0 { break }
+            left -= count
+        }
+    }
+
+    @discardableResult
+    private func drain(limit: Int) -> Int {
+        guard kernel.pendingBytes > 0 else { return 0 }
+        // One reading of the calendar for all of them: it only dates exemplars.
+        wallOffset = Engine.wallOffset()
+        return kernel.consume(limit: limit) { record in self.take(record) }
+    }
+
+    private func take(_ record: UnsafeRawBufferPointer) {
+        if let sample = Sample(record: record) {
+            samplesReceived += 1
+            take(sample)
+            if !followers.isEmpty, let tuple = SampleTuple(record: record) { tell(sample, tuple) }
+        } else if let discovery = SampleDiscovery(record: record) {
+            services.discovered(
+                id: discovery.service, role: discovery.role, address: discovery.address, port: discovery.port)
+        } else {
+            samplesMalformed += 1
+        }
+    }
+
+    private func take(_ sample: Sample) {
+        // Its announcement found the ring full: the map has it.
+        learn(sample.service)
+        let workload = workloads.index(cgroup: sample.workload)
+        let slot = breakers.slot(of: sample.service)
+        let statuses = slot.map { breakers.slots[$0].breaker.policy.failureStatuses } ?? .serverErrors
+        traffic.record(
+            sample, workload: workload, wallTime: sample.time &+ wallOffset, error: sample.isFailure(statuses)
+        )
+        if let (slot, transitions) = breakers.record(sample) { settle(slot, transitions, sample: sample) }
+    }
+
+    /// Makes sure that a service's name is known.
+    func learn(_ service: UInt32) {
+        if services.byID[service] == nil { readDiscovered() }
+    }
+
+    func workloadName(_ cgroup: UInt64) -> String { workloads.names[Int(workloads.index(cgroup: cgroup))] }
+
+    private func readDiscovered() {
+        for found in kernel.discovered() {
+            services.discovered(id: found.id, role: found.role, address: found.address, port: found.port)
+        }
+    }
+
+    // MARK: - Breakers
+
+    /// Writes a breaker's new state to the kernel, then tells of it.
+    private func settle(
+        _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?, actor: String = BreakerEvent.agent
+    ) {
+        let service = breakers.slots[slot].service
+        let overrideBefore = breakers.slots[slot].written?.forced
+        if let (old, new) = breakers.wordToWrite(slot) {
+            let was = old?.mayReject ?? false
+            // The count goes up before and down after, so that tc never misses a rejected request.
+            if new.mayReject && !was { setEnforcing(enforcing + 1) }
+            kernel.write(new, service: service)
+            if was && !new.mayReject { setEnforcing(enforcing - 1) }
+        }
+        if let sample, transitions.contains(where: { $0.to == .open }) {
+            traffic.recordReaction(MonotonicClock.now() &- sample.time)
+        }
+        for transition in transitions {
+            traffic.recordTransition(service: service, transition)
+            var event = BreakerEvent(
+                transition, service: services.name(service),
+                wallOffset: Int64(bitPattern: Engine.wallOffset()))
+            event.actor = actor
+            record(event)
+        }
+        let breaker = breakers.slots[slot].breaker
+        if overrideBefore != nil, breaker.override == nil, actor == BreakerEvent.agent {
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .overrideEnd, service: services.name(service), to: breaker.state,
+                    reason: .overrideExpired))
+        }
+        if breakers.noteHeldClosed(slot) {
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .heldClosed, service: services.name(service), to: breaker.state,
+                    reason: breaker.reason ?? .failureRate))
+        }
+    }
+
+    private func setEnforcing(_ count: UInt32) {
+        enforcing = count
+        kernel.setEnforcing(count)
+    }
+
+    private func record(_ event: BreakerEvent) {
+        history.append(event)
+        log.write(event)
+        for follower in followers where !follower.wantsFlows { follower.send(event.json) }
+        dropGoneFollowers()
+    }
+
+    /// Lets the window of a breaker slide before somebody looks at it.
+    func refresh(_ slot: Int, at now: UInt64) { settle(slot, breakers.refresh(slot, at: now), sample: nil) }
+
+    /// Forces a state on a breaker.
+    func force(
+        _ slot: Int, _ forced: BreakerOverride.Forced, actor: String, reason: String, for duration: UInt64
+    ) {
+        drainAll()
+        let now = MonotonicClock.now()
+        let override = BreakerOverride(
+            forced: forced, actor: actor, reason: reason, since: now, expiresAt: now + duration)
+        guard let transitions = breakers.force(slot, override, at: now) else { return }
+        settle(slot, transitions, sample: nil, actor: actor)
+        record(
+            BreakerEvent(
+                time: wallNow(), kind: .override, service: services.name(breakers.slots[slot].service),
+                to: forced.state, reason: .override, actor: actor, text: reason,
+                expiresAt: wallNow() + duration))
+    }
+
+    /// Ends an override.
+    func release(_ slot: Int, actor: String) {
+        drainAll()
+        let now = MonotonicClock.now()
+        let had = breakers.slots[slot].breaker.override != nil
+        settle(slot, breakers.release(slot, at: now), sample: nil, actor: actor)
+        guard had else { return }
+        let breaker = breakers.slots[slot]
+        record(
+            BreakerEvent(
+                time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
+                to: breaker.breaker.state, reason: .override, actor: actor))
+    }
+
+    // MARK: - Traces and followers
+
+    /// Binds a trace ID to a process, until it exits.
+    func bind(pid: UInt32, _ trace: TraceID) throws(SystemError) {
+        if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
+            try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
+        }
+        try kernel.bind(pid: pid, trace)
+        log.write(.info, "trace bound", ["pid": .integer(pid), "trace_id": .string(trace.description)])
+    }
+
+    /// Ends a binding; false if there was none.
+    func unbind(pid: UInt32) -> Bool {
+        guard bindings.unbind(pid: pid) else { return false }
+        kernel.unbind(pid: pid)
+        log.write(.info, "trace unbound", ["pid": .integer(pid)])
+        return true
+    }
+
+    /// Adds someone who wants a line for everything that happens.
+    func follow(_ follower: Follower) {
+        followers.append(follower)
+        kernel.setFlowsWanted(followers.contains(where: \.wantsFlows))
+    }
+
+    private func dropGoneFollowers() {
+        guard followers.contains(where: { !$0.exchange.isOpen }) else { return }
+        followers.removeAll { !$0.exchange.isOpen }
+        kernel.setFlowsWanted(followers.contains(where: \.wantsFlows))
+    }
+
+    private func tell(_ sample: Sample, _ tuple: SampleTuple) {
+        guard sample.kind != .bytes else { return }
+        let service = services.name(sample.service)
+        for follower in followers {
+            guard case .flows(let wanted, let trace) = follower.interest, wanted == nil || wanted == service,
+                trace == nil || trace == sample.traceID
+            else { continue }
+            follower.send(flowJSON(sample, tuple, service: service))
+        }
+    }
+
+    private func flowJSON(_ sample: Sample, _ tuple: SampleTuple, service: String) -> JSONValue {
+        let timed = sample.kind == .request || sample.kind == .connect
+        let decision: JSONValue =
+            sample.flags.contains(.probe)
+            ? "probe" : sample.flags.contains(.wouldReject) ? "would_reject" : .null
+        return [
+            "time": .time(wallTime(sample.time)), "event": .string(sample.kind.label),
+            "service": .string(service),
+            "role": .string(sample.role.label), "workload": .string(workloadName(sample.workload)),
+            "local": .string(AddressPort(address: tuple.localAddress, port: tuple.localPort).description),
+            "remote": .string(AddressPort(address: tuple.remoteAddress, port: tuple.remotePort).description),
+            "trace_id": .trace(sample.traceID), "protocol": .string(sample.wireProtocol.label),
+            "code": timed ? .string(sample.status != 0 ? "\(sample.status)" : sample.outcome.label) : .null,
+            "duration_seconds": timed ? .seconds(sample.duration) : .null,
+            "sent_bytes": .integer(sample.sentBytes), "received_bytes": .integer(sample.receivedBytes),
+            "decision": decision,
+        ]
+    }
+
+    private var heartbeatInterval: UInt64 { configuration.breakers.lease / 5 }
+
+    private func heartbeat(_ now: UInt64) {
+        kernel.setLease(until: now + configuration.breakers.lease)
+        lastHeartbeat = now
+        shared.beat(now)
+    }
+
+    /// What to add to a monotonic time for nanoseconds since 1970.
+    private static func wallOffset() -> UInt64 {
+        let wall = MeshSystem.WallTime.now()
+        return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- MonotonicClock.now()
+    }
+
+    /// Nanoseconds since 1970.
+    private func wallNow() -> UInt64 { MonotonicClock.now() &+ Engine.wallOffset() }
+
+    /// The calendar time of a monotonic one.
+    func wallTime(_ monotonic: UInt64) -> MeshSystem.WallTime {
+        let nanoseconds = monotonic &+ Engine.wallOffset()
+        return MeshSystem.WallTime(
+            seconds: Int64(nanoseconds / 1_000_000_000), nanoseconds: UInt32(nanoseconds % 1_000_000_000))
+    }
+
+    // MARK: - Configuration
+
+    private func reload() {
+        guard let path = options.configuration else {
+            log.write(.warning, "nothing to reload: the agent was started without --config")
+            return
+        }
+        do {
+            let fresh = try loadConfiguration(path)
+            if fresh.listen != configuration.listen || fresh.cgroup != configuration.cgroup {
+                log.write(.warning, "\"listen\" and \"cgroup\" change only with a restart; kept as they were")
+            }
+            if traffic.needsRestart(for: fresh) {
+                log.write(
+                    .warning, "\"histogram\" and \"maxSeries\" change only with a restart; kept as they were")
+            }
+            drainAll()
+            try apply(fresh)
+            configurationLoaded = .now()
+            configurationError = nil
+            log.write(
+                .info, "configuration reloaded",
+                ["path": .string(path), "services": .integer(services.configuredCount)])
+        } catch {
+            configurationError = "\(error)"
+            for line in configurationError!.split(separator: "\n") {
+                log.write(
+                    .error, "configuration not reloaded, the old one stays", ["error": .string(String(line))])
+            }
+        }
+    }
+
+    /// Makes a configuration the one in force. Names keep their IDs, and nothing that is still wanted
+    /// is taken away in between.
+    private func apply(_ fresh: Configuration) throws(SystemError) {
+        var table = services
+        guard let (ids, removed) = table.configure(fresh.services) else {
+            throw SystemError(
+                "apply", "the configuration", errno: ENOSPC, reason: "reloads have used up all service IDs",
+                hint: "restart the agent")
+        }
+        // The breakers first: a destination must not be a service's before its policy is in force.
+        services = table
+        var policies: [(service: UInt32, policy: BreakerPolicy)] = []
+        for (service, id) in zip(fresh.services, ids) {
+            guard let breaker = service.breaker else { continue }
+            policies.append((id, BreakerPolicy(breaker)))
+        }
+        let now = MonotonicClock.now()
+        let changes = breakers.configure(policies, share: fresh.breakers.maxOpenShare, at: now)
+        for (slot, transitions) in changes { settle(slot, transitions, sample: nil) }
+        for slot in breakers.slots.indices { settle(slot, [], sample: nil) }
+        try kernel.apply(fresh, ids: ids)
+        for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
+        configuration = fresh
+        for link in links.links { linkChanged(.changed(link)) }
+    }
+}
+
+extension BreakerKernelWord {
+    /// Whether the kernel may reject an attempt by it, now or when a deadline has passed.
+    var mayReject: Bool { mode == .enforce && (forced == .open || state != .closed) }
+}

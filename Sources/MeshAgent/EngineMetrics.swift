@@ -1,0 +1,59 @@
+// What /metrics says at one moment: the engine takes a snapshot, which copies no series, and the
+// renderer writes it out on its own thread.
+import MeshCore
+import MeshSystem
+
+extension Engine {
+    /// Takes in what the kernel has sent so far and leaves a snapshot with the renderer.
+    func renderMetrics(_ exchange: HTTPExchange) -> HTTPReply {
+        drainAll()
+        renderer.render(Renderer.Job(snapshot: snapshot(), exchange: exchange))
+        return .deferred
+    }
+
+    private func snapshot() -> MetricsSnapshot {
+        let counters = kernel.counters()
+        var snapshot = MetricsSnapshot(
+            services: services.labels, workloads: workloads.names, namesGeneration: 0,
+            requests: traffic.requests,
+            connections: traffic.connections, version: agentVersion, kernel: Kernel.release())
+        for slot in breakers.slots where slot.breaker.policy.mode != .off {
+            let attempts = kernel.attempts(slot.service)
+            snapshot.breakers.append(
+                MetricsSnapshot.Breaker(
+                    service: slot.service, state: slot.breaker.state,
+                    connect: .init(admitted: slot.admittedConnects, attempts.connect),
+                    request: .init(admitted: slot.admittedRequests, attempts.request)))
+        }
+        snapshot.transitions = traffic.transitions.map { key, count in
+            MetricsSnapshot.Transitions(
+                service: key.service, from: key.from, to: key.to, reason: key.reason, count: count)
+        }
+        snapshot.reaction = traffic.reactions
+        snapshot.stamps.sentOK = counters[.stampSentOK]
+        snapshot.stamps.sentNoRoom = counters[.stampSentNoRoom]
+        snapshot.stamps.sentOutOfScope = counters[.stampSentOutOfScope]
+        snapshot.stamps.receivedOK = counters[.stampReceivedOK]
+        snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
+        snapshot.samplesLost = lost(counters)
+        snapshot.leaseAge = MonotonicClock.now() - lastHeartbeat
+        if let process = try? ProcessStatistics.read() {
+            snapshot.process.cpuTime = UInt64(process.cpuSeconds * 1_000_000_000)
+            snapshot.process.residentMemory = process.residentBytes
+            snapshot.process.virtualMemory = process.virtualBytes
+            snapshot.process.openFileDescriptors = UInt64(process.openDescriptors)
+            snapshot.process.maxFileDescriptors = process.maxDescriptors
+            snapshot.process.startTime = UInt64(process.startTimeSeconds * 1_000_000_000)
+        }
+        return snapshot
+    }
+}
+
+extension MetricsSnapshot.Breaker.Attempts {
+    /// What the agent counted and what the kernel did.
+    init(admitted: UInt64, _ kernel: KernelAttempts.Point) {
+        self.init(
+            admitted: admitted, rejected: kernel.rejected, probe: kernel.probe,
+            wouldReject: kernel.wouldReject)
+    }
+}

@@ -1,0 +1,118 @@
+// The agent's own log: one line per event on standard error, as text or JSON. Requests are never
+// logged, only what the agent does and decides.
+import Glibc
+import MeshCore
+import MeshSystem
+
+/// How important a line is.
+public enum LogLevel: Int, Sendable, CaseIterable, Comparable {
+    /// For those who look for a fault in the agent.
+    case debug
+    /// What it does.
+    case info
+    /// What an operator should look at.
+    case warning
+    /// What does not work.
+    case error
+
+    /// As it is written in a line and on the command line.
+    public var label: String {
+        switch self {
+        case .debug: "debug"
+        case .info: "info"
+        case .warning: "warning"
+        case .error: "error"
+        }
+    }
+
+    /// Orders by importance.
+    public static func < (left: LogLevel, right: LogLevel) -> Bool { left.rawValue < right.rawValue }
+}
+
+/// Writes log lines. Each is one write(2), so that lines of several threads do not mix.
+public struct Log: Sendable {
+    /// The two line formats.
+    public enum Format: String, Sendable, CaseIterable {
+        /// `2026-01-02T03:04:05.678Z info message key=value`
+        case text
+        /// One JSON object with `time`, `level`, `message` and the fields.
+        case json
+    }
+
+    let format: Format
+    let level: LogLevel
+
+    /// A log that drops what is less important than `level`.
+    public init(format: Format, level: LogLevel) {
+        self.format = format
+        self.level = level
+    }
+
+    /// Writes one line.
+    public func write(_ level: LogLevel, _ message: String, _ fields: KeyValuePairs<String, JSONValue> = [:])
+    {
+        write(level, message, fields.map { (key: $0.key, value: $0.value) })
+    }
+
+    private func write(_ level: LogLevel, _ message: String, _ fields: [(key: String, value: JSONValue)]) {
+        guard level >= self.level else { return }
+        let now = MeshSystem.WallTime.now()
+        let time = RFC3339.format(seconds: now.seconds, nanoseconds: now.nanoseconds)
+        var line: [UInt8] = []
+        switch format {
+        case .json:
+            var object: [(key: String, value: JSONValue)] = [
+                ("time", .string(time)), ("level", .string(level.label)), ("message", .string(message)),
+            ]
+            object += fields
+            JSONValue.object(object).append(to: &line)
+        case .text:
+            line += "\(time) \(level.label) ".utf8
+            line += Log.singleLine(message).utf8
+            for (key, value) in fields {
+                line += " \(key)=".utf8
+                if case .string(let text) = value, Log.isPlain(text) {
+                    line += text.utf8
+                } else {
+                    value.append(to: &line)
+                }
+            }
+        }
+        line.append(UInt8(ascii: "\n"))
+        _ = line.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
+    }
+
+    /// Writes what happened to a breaker.
+    func write(_ event: BreakerEvent) {
+        var fields: [(key: String, value: JSONValue)] = [("service", .string(event.service))]
+        if let from = event.from { fields.append(("from", .string(from.label))) }
+        if let to = event.to { fields.append(("to", .string(to.label))) }
+        fields += [("reason", .string(event.reason.rawValue)), ("actor", .string(event.actor))]
+        if let text = event.text { fields.append(("text", .string(text))) }
+        if let expiry = event.expiresAt {
+            let seconds = Int64(expiry / 1_000_000_000), rest = UInt32(expiry % 1_000_000_000)
+            fields.append(("expires_at", .string(RFC3339.format(seconds: seconds, nanoseconds: rest))))
+        }
+        let isTrouble = event.to == .open || event.kind == .heldClosed
+        let message =
+            switch event.kind {
+            case .transition: "breaker changed"
+            case .override: "breaker overridden"
+            case .overrideEnd: "override ended"
+            case .reload: "breaker policy changed"
+            case .heldClosed: "breaker held closed: too many are open"
+            }
+        write(isTrouble ? .warning : .info, message, fields)
+    }
+
+    private static func isPlain(_ text: String) -> Bool {
+        !text.isEmpty
+            && text.utf8.allSatisfy {
+                $0 > 0x20 && $0 < 0x7f && $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "=")
+            }
+    }
+
+    private static func singleLine(_ text: String) -> String {
+        String(String.UnicodeScalarView(text.unicodeScalars.map { $0.value < 0x20 ? " " : $0 }))
+    }
+}

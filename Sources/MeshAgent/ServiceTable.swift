@@ -1,0 +1,107 @@
+// Names and numbers of services: which ID a configured service has, across reloads, and what the
+// kernel discovered. Pure bookkeeping; the maps are written by others from the changes it gives.
+import CMeshABI
+import MeshCore
+
+/// A service as the agent knows it.
+struct ServiceInfo {
+    enum Kind: String {
+        case configured
+        case discovered
+    }
+
+    let id: UInt32
+    let name: String
+    let kind: Kind
+    /// False for a configured service that a reload took away: its series go on under its name.
+    var isActive: Bool
+}
+
+/// All services by ID and by name.
+struct ServiceTable {
+    /// IDs from here on are the kernel's to give, as many as `maxDiscoveredServices` may be; those below
+    /// are configured services'.
+    static let firstDiscovered = UInt32(MESH_MAX_SERVICES) - 10_000
+
+    private(set) var byID: [UInt32: ServiceInfo] = [:]
+    private(set) var idByName: [String: UInt32] = [:]
+    /// The names by ID, for labels; empty where there is no service.
+    private(set) var labels: [String] = [ServiceTable.other]
+    private(set) var discoveredCount = 0
+    private var next: UInt32 = 1
+
+    init() {
+        byID[0] = ServiceInfo(id: 0, name: ServiceTable.other, kind: .discovered, isActive: true)
+    }
+
+    /// The name of what lies past the discovery cap.
+    static let other = "other"
+
+    /// How many services the configuration names now.
+    private(set) var configuredCount = 0
+
+    /// Gives each configured service its ID: the one it had, or a fresh one. IDs are never given
+    /// again, because sockets and series still carry them.
+    /// - Returns: The IDs in the order of `services`, and those of services that are gone; nil if
+    ///   reloads have used up all IDs.
+    mutating func configure(_ services: [Configuration.Service]) -> (ids: [UInt32], removed: [UInt32])? {
+        let names = Set(services.map(\.name))
+        let fresh = services.count { service in
+            guard let id = idByName[service.name] else { return true }
+            return byID[id]?.kind != .configured
+        }
+        guard next + UInt32(fresh) <= ServiceTable.firstDiscovered else { return nil }
+        var removed: [UInt32] = []
+        for (id, info) in byID where info.kind == .configured && info.isActive && !names.contains(info.name) {
+            byID[id]?.isActive = false
+            removed.append(id)
+        }
+        var ids: [UInt32] = []
+        ids.reserveCapacity(services.count)
+        for service in services {
+            if let id = idByName[service.name], byID[id]?.kind == .configured {
+                byID[id]?.isActive = true
+                ids.append(id)
+            } else {
+                byID[next] = ServiceInfo(id: next, name: service.name, kind: .configured, isActive: true)
+                idByName[service.name] = next
+                label(next, service.name)
+                ids.append(next)
+                next += 1
+            }
+        }
+        configuredCount = services.count
+        return (ids, removed.sorted())
+    }
+
+    /// Names a service that the kernel discovered; false if it was known already.
+    @discardableResult
+    mutating func discovered(id: UInt32, role: Sample.Role, address: IPAddress, port: UInt16) -> Bool {
+        guard byID[id] == nil else { return false }
+        let name =
+            role == .server ? "*:\(port)" : AddressPort(address: address, port: port).description
+        byID[id] = ServiceInfo(id: id, name: name, kind: .discovered, isActive: true)
+        // A configured service of that name keeps it; the ID still tells them apart.
+        if idByName[name] == nil { idByName[name] = id }
+        label(id, name)
+        discoveredCount += 1
+        return true
+    }
+
+    private mutating func label(_ id: UInt32, _ name: String) {
+        while labels.count <= Int(id) { labels.append("") }
+        labels[Int(id)] = name
+    }
+
+    /// A service's name for labels and people.
+    func name(_ id: UInt32) -> String { byID[id]?.name ?? "unknown" }
+
+    /// The ID of the active service of that name.
+    func id(named name: String) -> UInt32? {
+        guard let id = idByName[name], byID[id]?.isActive == true else { return nil }
+        return id
+    }
+
+    /// Every active service's name.
+    var activeNames: [String] { byID.values.filter(\.isActive).map(\.name) }
+}

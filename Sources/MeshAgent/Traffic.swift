@@ -1,0 +1,92 @@
+// What the samples add up to: the tables behind the metrics, and the recent figures behind
+// `meshctl services`.
+import CMeshABI
+import MeshCore
+
+/// One kind of transition of one service's breaker.
+struct TransitionKey: Hashable {
+    let service: UInt32
+    let from: BreakerState
+    let to: BreakerState
+    let reason: BreakerReason
+}
+
+/// All counts and histograms. Recording a sample of known series allocates nothing.
+struct Traffic {
+    private(set) var requests: SeriesTable
+    private(set) var connections: ConnectionTable
+    /// How often breakers went from one state to another, by service, states and reason.
+    private(set) var transitions: [TransitionKey: UInt64] = [:]
+    private(set) var reactions = MetricsHistogram.breakerReaction
+
+    /// A service in one role.
+    private struct Recent {
+        var window = LatencyWindow()
+        var requests: UInt64 = 0
+        var errors: UInt64 = 0
+    }
+    private var recent: [Recent] = []
+    /// Index into `recent` by service and role; -1: no request yet.
+    private var recentIndex = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES) * 2)
+    private var buckets: [Double]
+    private var maxSeries: Int
+
+    init(_ configuration: Configuration) {
+        buckets = configuration.buckets
+        maxSeries = configuration.limits.maxSeries
+        let bounds = SeriesTable.bounds(seconds: buckets)
+        requests = SeriesTable(bounds: bounds, maxSeries: maxSeries)
+        connections = ConnectionTable(bounds: bounds, maxSeries: maxSeries)
+    }
+
+    /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
+    mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool) {
+        connections.record(sample, workload: workload)
+        guard sample.kind == .request else { return }
+        requests.record(sample, workload: workload, wallTime: wallTime)
+        let key = Int(sample.service) * 2 + (sample.role == .client ? 0 : 1)
+        guard key < recentIndex.count else { return }
+        if recentIndex[key] < 0 {
+            recentIndex[key] = Int32(recent.count)
+            recent.append(Recent())
+        }
+        let index = Int(recentIndex[key])
+        recent[index].requests += 1
+        if error { recent[index].errors += 1 }
+        recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
+    }
+
+    private func recent(_ service: UInt32, _ role: Sample.Role) -> Recent? {
+        let key = Int(service) * 2 + (role == .client ? 0 : 1)
+        guard key < recentIndex.count, recentIndex[key] >= 0 else { return nil }
+        return recent[Int(recentIndex[key])]
+    }
+
+    /// Whether the service has had a request in that role.
+    func hasRequests(_ service: UInt32, _ role: Sample.Role) -> Bool { recent(service, role) != nil }
+
+    /// Rate, errors and percentiles of about the last ten seconds.
+    func summary(_ service: UInt32, _ role: Sample.Role, at now: UInt64) -> LatencyWindow.Summary {
+        (recent(service, role)?.window ?? LatencyWindow()).summary(at: now)
+    }
+
+    /// Requests and errors since the agent started.
+    func totals(_ service: UInt32, _ role: Sample.Role) -> (requests: UInt64, errors: UInt64) {
+        guard let recent = recent(service, role) else { return (0, 0) }
+        return (recent.requests, recent.errors)
+    }
+
+    mutating func recordTransition(service: UInt32, _ transition: BreakerTransition) {
+        let key = TransitionKey(
+            service: service, from: transition.from, to: transition.to, reason: transition.reason)
+        transitions[key, default: 0] += 1
+    }
+
+    /// Records how long it took from the deciding sample to the write that opened its breaker.
+    mutating func recordReaction(_ nanoseconds: UInt64) { reactions.record(nanoseconds) }
+
+    /// Whether a reload changes what needs a restart.
+    func needsRestart(for configuration: Configuration) -> Bool {
+        configuration.buckets != buckets || configuration.limits.maxSeries != maxSeries
+    }
+}
