@@ -1,0 +1,57 @@
+# The front door: each target does one whole thing, from a fresh clone.
+# BOOTSTRAP=no skips the look for missing packages; SWIFT_BUILD_FLAGS goes to `swift build`.
+.DEFAULT_GOAL := help
+.PHONY: demo run build test unit kernel check format help clean
+.NOTPARALLEL:
+
+SHELL := /bin/bash
+BOOTSTRAP ?= yes
+SWIFT_BUILD_FLAGS ?=
+# A pyenv or venv python3 on PATH lacks Debian's pytest.
+PYTHON := /usr/bin/python3
+export PYTHONDONTWRITEBYTECODE := 1
+
+bootstrap = $(if $(filter-out no,$(BOOTSTRAP)),@scripts/bootstrap)
+# Asked for in each recipe, not once above, so that `make help` needs no toolchain.
+swift = PATH="$$(scripts/find-swift):$$PATH" swift
+
+help: ## Show this
+	@echo "MeshAgent: what a service mesh sidecar gives, from the kernel, without a proxy."
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  demo, run and test need root; DEMO_SECONDS=$${DEMO_SECONDS:-45} bounds the demo."
+
+demo: build ## See it work: real services, a failure, a breaker, traces on the wire
+	$(bootstrap) demo
+	@$(PYTHON) -m demo
+
+run: build ## Run the agent on this host with no configuration (watches all, breaks nothing)
+	@scripts/run
+
+build: ## Build .build/release/mesh-agent and .build/release/meshctl
+	$(bootstrap) build
+	@$(swift) build -c release --static-swift-stdlib $(SWIFT_BUILD_FLAGS)
+
+test: ## Build, then run every test: unit, real kernel, real servers
+	$(bootstrap) test
+	@$(MAKE) --no-print-directory build unit kernel BOOTSTRAP=no
+
+unit: ## Run the unit tests alone (no root)
+	$(bootstrap) build
+	@$(swift) test
+
+kernel: build ## Run the tests on the real kernel alone (root)
+	$(bootstrap) test
+	@scripts/test-kernel
+
+check: ## Check format, lint and warnings, and change nothing
+	$(bootstrap) check
+	@scripts/check
+
+format: ## Rewrite the sources in the style that `make check` checks
+	$(bootstrap) check
+	@scripts/check --fix
+
+clean: ## Remove what was built
+	rm -rf .build
