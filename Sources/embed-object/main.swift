@@ -4,7 +4,7 @@ import Glibc
 
 /// Says why on standard error and ends.
 func fail(_ message: String) -> Never {
-    fputs("embed-object: \(message)\n", stderr)
+    perror("embed-object: \(message)")
     exit(1)
 }
 
