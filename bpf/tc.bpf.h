@@ -17,6 +17,7 @@
 #define NOT_RESET (-2)
 
 #define ETHERNET_LENGTH 14
+#define LOOPBACK_IFINDEX 1 /* include/linux/netdevice.h: in every network namespace */
 
 /* The headers of a segment, and where they are. */
 struct headers {
@@ -222,11 +223,15 @@ static __always_inline int on_device(struct __sk_buff *skb, u64 back)
 	return verdict;
 }
 
-/* What leaves this host's own devices: the client's socket is on this side, so back is in. */
+/*
+ * What leaves this host's own devices: the client's socket is on this side, so back is in. On the
+ * loopback device what goes out comes in, with the route that it has; sent in directly, it would be
+ * routed anew, and 127.0.0.0/8 is a martian source then.
+ */
 SEC("tc")
 int mesh_tc_egress(struct __sk_buff *skb)
 {
-	return on_device(skb, BPF_F_INGRESS);
+	return on_device(skb, skb->ifindex == LOOPBACK_IFINDEX ? 0 : BPF_F_INGRESS);
 }
 
 /* What a pod sends arrives at the host's end of its veth: back is out again. */

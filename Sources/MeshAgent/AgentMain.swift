@@ -5,9 +5,6 @@ import Glibc
 import MeshCore
 import MeshSystem
 
-/// The agent's version.
-public let agentVersion = "0.1.0"
-
 /// Runs mesh-agent.
 /// - Parameter arguments: The command line without the program's name.
 /// - Returns: The exit code: 0 done, 1 it could not start or go on, 2 wrong usage or configuration.
@@ -19,7 +16,7 @@ public func runMeshAgent(arguments: [String]) -> Int32 {
             print(AgentOptions.program.help(parsed.command), terminator: "")
             return 0
         case .version:
-            print("mesh-agent \(agentVersion)")
+            print("mesh-agent \(meshVersion)")
             return 0
         case .run:
             let options = try AgentOptions(parsed)

@@ -111,7 +111,7 @@ extension Engine {
         let age = now - lastHeartbeat
         let states = breakers.slots.map(\.breaker)
         return [
-            "version": .string(agentVersion), "pid": .integer(getpid()), "kernel": .string(Kernel.release()),
+            "version": .string(meshVersion), "pid": .integer(getpid()), "kernel": .string(Kernel.release()),
             "abi_version": .integer(MESH_ABI_VERSION), "started_at": .time(startedAt),
             "uptime_seconds": .seconds(now - startedMonotonic),
             "config": [

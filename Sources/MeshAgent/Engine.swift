@@ -249,6 +249,8 @@ final class Engine {
         }
         for transition in transitions {
             traffic.recordTransition(service: service, transition)
+            // An override has an event of its own, which says more.
+            if transition.reason == .override || transition.reason == .overrideExpired { continue }
             var event = BreakerEvent(
                 transition, service: services.name(service),
                 wallOffset: Int64(bitPattern: Engine.wallOffset()))
@@ -256,11 +258,12 @@ final class Engine {
             record(event)
         }
         let breaker = breakers.slots[slot].breaker
-        if overrideBefore != nil, breaker.override == nil, actor == BreakerEvent.agent {
+        if let overrideBefore, breaker.override == nil, actor == BreakerEvent.agent {
+            let byReload = transitions.contains { $0.reason == .reload }
             record(
                 BreakerEvent(
-                    time: wallNow(), kind: .overrideEnd, service: services.name(service), to: breaker.state,
-                    reason: .overrideExpired))
+                    time: wallNow(), kind: .overrideEnd, service: services.name(service),
+                    from: overrideBefore.state, to: breaker.state, reason: byReload ? .reload : .overrideExpired))
         }
         if breakers.noteHeldClosed(slot) {
             record(
@@ -291,6 +294,7 @@ final class Engine {
     ) {
         drainAll()
         let now = MonotonicClock.now()
+        let before = breakers.slots[slot].breaker.state
         let override = BreakerOverride(
             forced: forced, actor: actor, reason: reason, since: now, expiresAt: now + duration)
         guard let transitions = breakers.force(slot, override, at: now) else { return }
@@ -298,7 +302,7 @@ final class Engine {
         record(
             BreakerEvent(
                 time: wallNow(), kind: .override, service: services.name(breakers.slots[slot].service),
-                to: forced.state, reason: .override, actor: actor, text: reason,
+                from: before, to: forced.state, reason: .override, actor: actor, text: reason,
                 expiresAt: wallNow() + duration))
     }
 
@@ -306,14 +310,14 @@ final class Engine {
     func release(_ slot: Int, actor: String) {
         drainAll()
         let now = MonotonicClock.now()
-        let had = breakers.slots[slot].breaker.override != nil
+        let before = breakers.slots[slot].breaker
         settle(slot, breakers.release(slot, at: now), sample: nil, actor: actor)
-        guard had else { return }
+        guard before.override != nil else { return }
         let breaker = breakers.slots[slot]
         record(
             BreakerEvent(
                 time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
-                to: breaker.breaker.state, reason: .override, actor: actor))
+                from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
     }
 
     // MARK: - Traces and followers

@@ -16,7 +16,7 @@ extension Engine {
         var snapshot = MetricsSnapshot(
             services: services.labels, workloads: workloads.names, namesGeneration: 0,
             requests: traffic.requests,
-            connections: traffic.connections, version: agentVersion, kernel: Kernel.release())
+            connections: traffic.connections, version: meshVersion, kernel: Kernel.release())
         for slot in breakers.slots where slot.breaker.policy.mode != .off {
             let attempts = kernel.attempts(slot.service)
             snapshot.breakers.append(

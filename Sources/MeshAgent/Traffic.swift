@@ -42,8 +42,13 @@ struct Traffic {
     /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
     mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool) {
         connections.record(sample, workload: workload)
-        guard sample.kind == .request else { return }
-        requests.record(sample, workload: workload, wallTime: wallTime)
+        if sample.kind == .request {
+            requests.record(sample, workload: workload, wallTime: wallTime)
+        } else if sample.kind != .connect || sample.outcome == .ok {
+            return
+        }
+        // A connect that failed is a request that could not even be made: whoever looks at a service
+        // that refuses must see it.
         let key = Int(sample.service) * 2 + (sample.role == .client ? 0 : 1)
         guard key < recentIndex.count else { return }
         if recentIndex[key] < 0 {
@@ -62,7 +67,7 @@ struct Traffic {
         return recent[Int(recentIndex[key])]
     }
 
-    /// Whether the service has had a request in that role.
+    /// Whether the service has had a request, or a failed connect, in that role.
     func hasRequests(_ service: UInt32, _ role: Sample.Role) -> Bool { recent(service, role) != nil }
 
     /// Rate, errors and percentiles of about the last ten seconds.
@@ -70,7 +75,7 @@ struct Traffic {
         (recent(service, role)?.window ?? LatencyWindow()).summary(at: now)
     }
 
-    /// Requests and errors since the agent started.
+    /// Requests and errors since the agent started, failed connects among both.
     func totals(_ service: UInt32, _ role: Sample.Role) -> (requests: UInt64, errors: UInt64) {
         guard let recent = recent(service, role) else { return (0, 0) }
         return (recent.requests, recent.errors)

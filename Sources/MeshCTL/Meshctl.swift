@@ -16,8 +16,6 @@ public func runMeshctl(arguments: [String]) -> Int32 {
 
 /// One run of meshctl on a console.
 struct Meshctl: Sendable {
-    static let version = "0.1.0"
-
     let console: Console
 
     /// Carries the command line out, and gives the exit code.
@@ -38,7 +36,7 @@ struct Meshctl: Sendable {
         }
         let parsed = try parse(arguments, Catalog.program)
         switch parsed.request {
-        case .version: try console.print(["meshctl \(Self.version)"])
+        case .version: try console.print(["meshctl \(meshVersion)"])
         case .help: try help(parsed.command)
         case .run where parsed.command == ["help"]:
             // Parsed again as a command, so that a typo is told and not passed over.

@@ -80,7 +80,8 @@ public struct Endpoint: Hashable, Sendable, CustomStringConvertible {
         self.port = port
     }
 
-    /// Parses `10.0.0.0/24:8443`, `127.0.0.1:9001`, `[fd00::1]:8443` or `[fd00::/64]:8443`.
+    /// Parses `10.0.0.0/24:8443`, `127.0.0.1:9001`, `[fd00::1]:8443` or `[fd00::/64]:8443`, the last also
+    /// as `[fd00::]/64:8443`.
     ///
     /// - Throws: `AddressError`.
     public init(_ text: String) throws(AddressError) {
@@ -133,6 +134,13 @@ private func splitPort(
         throw AddressError("\(whole.quoted()) has no port; write ADDRESS:PORT, such as \(example)")
     }
     var host = text[..<colon]
+    // [fd00::]/64 means what [fd00::/64] does.
+    if host.first == UInt8(ascii: "["), host.last != UInt8(ascii: "]"),
+        let close = host.lastIndex(of: UInt8(ascii: "]")), host[(close + 1)...].first == UInt8(ascii: "/")
+    {
+        host.remove(at: close)
+        host.append(UInt8(ascii: "]"))
+    }
     let bracketed = host.first == UInt8(ascii: "[") && host.last == UInt8(ascii: "]") && host.count > 1
     if bracketed { host = host.dropFirst().dropLast() }
     if host.contains(UInt8(ascii: ":")) != bracketed {
