@@ -11,6 +11,8 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+pytest.register_assert_rewrite("meshtest.agent", "meshtest.host", "meshtest.traffic")
+
 from meshtest.agent import Agents  # noqa: E402
 from meshtest.foreign import Foreign  # noqa: E402
 from meshtest.host import Host, World, endpoints  # noqa: E402

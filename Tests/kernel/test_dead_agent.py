@@ -131,7 +131,9 @@ def test_a_killed_agent_lets_traffic_flow(start_agent, world, tc, how):
         exchange(client, server)
         exchange(*world.pair("veth6", 9001))
     # The next agent starts over what the killed one left, and leaves nothing itself.
+    before = agent.before
     agent = start_agent(settings, environment=environment)
+    agent.before = before
     exchange(client, server)
     agent.expect(lambda: agent.codes("web"), {"200": 1})
     agent.stop()

@@ -91,6 +91,7 @@ class Agent:
 
     def launch(self):
         """Starts the process without waiting for it."""
+        self.before = self.attachments()
         self.log = open(self.log_path, "ab")
         self.process = self.world.near.popen(
             self.program,
@@ -116,8 +117,8 @@ class Agent:
         def ready():
             assert self.process.poll() is None, f"the agent ended: {self.log_path.read_text()}"
             try:
-                return self.get("/readyz")[0] == 200
-            except (ConnectionError, http.client.HTTPException):
+                return self.get("/readyz")[0] == 200 and self.status()["pid"] == self.process.pid
+            except (OSError, http.client.HTTPException):
                 return False
 
         poll(ready, timeout, 0.01, "the agent is ready")
@@ -144,7 +145,7 @@ class Agent:
         self.signal(signal.SIGTERM)
         assert self.process.wait(15) == code, self.log_path.read_text()
         self.log.close()
-        assert self.attachments() == [], "left behind after the agent's end"
+        assert self.attachments() == self.before, "left behind after the agent's end"
         self.process = None
 
     def kill(self):

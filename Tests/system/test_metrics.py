@@ -168,26 +168,26 @@ def answer(sock):
     return data
 
 
-@pytest.mark.parametrize(
-    "sent, status",
-    [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 300 + b"\r\n\r\n", b"400"),
-        (b"GET\r\n\r\n", b"400"),
-        (b"GET /metrics HTTP/9.9\r\n\r\n", b"505|400"),
-        (b"GET /metrics HTTP/1.1\r\nno colon here\r\n\r\n", b"400"),
-        (b"GET /metrics HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
-        (b"GET /metrics HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", b"400|413"),
-        (b"GET /metrics HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
-        (b"GET /metrics\x00 HTTP/1.1\r\nHost: x\r\n\r\n", b"400|404"),
-        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", b"414|431|400"),
-        (b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 200_000 + b"\r\n\r\n", b"431|400"),
-        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000 + b"\r\n", b"431|400"),
-        (b"DELETE /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"405"),
-        (os.urandom(4096) + b"\r\n\r\n", b"400"),
-    ],
-    ids=lambda value: None if isinstance(value, bytes) and len(value) > 9 else "",
-)
-def test_what_is_not_a_request_is_refused(agent, sent, status):
+NONSENSE = {
+    "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 300 + b"\r\n\r\n", {b"400"}),
+    "no-target": (b"GET\r\n\r\n", {b"400"}),
+    "version": (b"GET /metrics HTTP/9.9\r\n\r\n", {b"505", b"400"}),
+    "no-colon": (b"GET /metrics HTTP/1.1\r\nno colon here\r\n\r\n", {b"400"}),
+    "negative-length": (b"GET /metrics HTTP/1.1\r\nContent-Length: -1\r\n\r\n", {b"400"}),
+    "huge-length": (b"GET /metrics HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", {b"400", b"413"}),
+    "two-lengths": (b"GET / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", {b"400"}),
+    "nul": (b"GET /metrics\x00 HTTP/1.1\r\nHost: x\r\n\r\n", {b"400"}),
+    "long-target": (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", {b"414", b"431", b"400"}),
+    "long-header": (b"GET / HTTP/1.1\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", {b"431", b"400"}),
+    "many-headers": (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000 + b"\r\n", {b"431", b"400"}),
+    "method": (b"DELETE /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", {b"405"}),
+    "noise": (bytes(range(128, 256)) * 32 + b"\r\n\r\n", {b"400"}),
+}
+
+
+@pytest.mark.parametrize("case", list(NONSENSE))
+def test_what_is_not_a_request_is_refused(agent, case):
+    sent, statuses = NONSENSE[case]
     sock = connect(agent)
     try:
         sock.sendall(sent)
@@ -196,7 +196,7 @@ def test_what_is_not_a_request_is_refused(agent, sent, status):
         pass
     data = answer(sock)
     # A reset may overtake the answer where not all was read.
-    assert data == b"" or data.split()[1] in status.split(b"|"), data[:200]
+    assert data == b"" or data.split()[1] in statuses, data[:200]
     assert b"mesh_agent_build_info" not in data
 
 

@@ -45,11 +45,11 @@ def test_wrk(start_agent, world, tmp_path, where):
         agent.expect_codes("web", {"200": total})
         assert agent.lost() == 0
         metrics = agent.metrics()
-        assert metrics.value("mesh_connections_opened_total", service="web", role="client") >= 16
         opened = metrics.by("mesh_connections_opened_total", "role", service="web")
-        assert (
-            opened["client"] == opened["server"] == metrics.value("mesh_connect_duration_seconds_count", service="web")
-        )
+        assert opened["client"] >= 16
+        assert opened["client"] == metrics.value("mesh_connect_duration_seconds_count", service="web")
+        # The server's figures have the one from outside, by which it was known to be up.
+        assert opened["server"] == opened["client"] + 1
     agent.expect(lambda: agent.metrics().value("mesh_connections_active", service="web"), 0)
 
 
