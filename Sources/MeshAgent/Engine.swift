@@ -263,7 +263,8 @@ final class Engine {
             record(
                 BreakerEvent(
                     time: wallNow(), kind: .overrideEnd, service: services.name(service),
-                    from: overrideBefore.state, to: breaker.state, reason: byReload ? .reload : .overrideExpired))
+                    from: overrideBefore.state, to: breaker.state,
+                    reason: byReload ? .reload : .overrideExpired))
         }
         if breakers.noteHeldClosed(slot) {
             record(
