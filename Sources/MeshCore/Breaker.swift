@@ -236,6 +236,8 @@ public struct Breaker: Sendable {
         let before = state
         body(&self)
         guard state != before else { return }
+        // An outcome may come a little after one that ended later; history does not go back.
+        let time = max(time, since)
         self.reason = reason
         since = time
         transitions.append(BreakerTransition(from: before, to: state, reason: reason, time: time))

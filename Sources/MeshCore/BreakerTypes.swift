@@ -168,8 +168,9 @@ public struct BreakerOpenShare: Equatable, Sendable {
         self.share = share
     }
 
-    /// How many may be held open or half-open: the share of all, rounded down, but at least one.
-    public var limit: Int { max(1, Int((share * Double(breakers)).rounded(.down))) }
+    /// How many may be held open or half-open: the share of all, rounded down, but at least one. (A little
+    /// is added, because 0.29 of 100 is less than 29 in doubles.)
+    public var limit: Int { max(1, Int((share * Double(breakers) + 1e-9).rounded(.down))) }
 
     /// Whether one more breaker may open.
     public var mayOpen: Bool { open < limit }

@@ -88,8 +88,7 @@ public struct BreakerHistory: Sendable {
 
     /// The events that are kept, oldest first.
     public var events: [BreakerEvent] {
-        guard ring.count == capacity else { return ring }
-        let oldest = Int(total % UInt64(capacity))
+        let oldest = Int(total % UInt64(capacity))  // with room left: past the end
         return Array(ring[oldest...] + ring[..<oldest])
     }
 }

@@ -138,7 +138,7 @@ public struct MetricsSnapshot: Sendable {
         public init() {}
     }
 
-    /// The names of services by their IDs; an ID without a name is shown as `service-ID`.
+    /// The names of services by their IDs, each name once; an ID without a name is shown as `service-ID`.
     public var services: [String]
     /// The names of workloads by their indices, each name once; index 0 is `other`.
     public var workloads: [String]

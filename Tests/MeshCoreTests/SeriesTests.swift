@@ -231,15 +231,18 @@ struct ConnectionTableTests {
     }
 
     @Test func aCloseGoesWhereItsOpenWent() {
-        var table = ConnectionTable(bounds: [], maxSeries: 1)
-        table.record(ConnectionTableTests.sample(.connect), workload: 1)
-        table.record(ConnectionTableTests.sample(.connect), workload: 2)
-        #expect(table.value(1, .active) == 1 && table.key(1).workload == 0 && table.dropped == 1)
-        table.record(ConnectionTableTests.sample(.close), workload: 1)
-        table.removeAll { $0.workload == 1 }
+        var table = ConnectionTable(bounds: [], maxSeries: 2)
+        for workload: UInt32 in 1...3 {
+            table.record(ConnectionTableTests.sample(.connect), workload: workload)
+        }
+        #expect(table.value(2, .active) == 1 && table.key(2).workload == 0 && table.dropped == 1)
+        for workload: UInt32 in 1...2 {
+            table.record(ConnectionTableTests.sample(.close), workload: workload)
+        }
+        table.removeAll { (1...2).contains($0.workload) }
         #expect(table.count == 1, "room again")
-        table.record(ConnectionTableTests.sample(.close), workload: 2)
-        #expect(table.count == 1 && table.value(0, .active) == 0)
+        table.record(ConnectionTableTests.sample(.close), workload: 3)
+        #expect(table.count == 1 && table.value(0, .active) == 0 && table.dropped == 2)
     }
 
     @Test func aRowWithOpenConnectionsStays() {

@@ -121,10 +121,18 @@ struct WindowLatencyTests {
         for number in 0..<400_000 {
             window.record(duration: number % 20 == 0 ? 100_000_000 : 1_000_000, error: false, at: second)
         }
-        let summary = window.summary(at: second)
+        var summary = window.summary(at: second)
         #expect(summary.requests == 400_000)
         #expect(abs(try #require(summary.p50) - 0.001) <= 0.00003)
         #expect(abs(try #require(summary.p90) - 0.001) <= 0.00003)
         #expect(abs(try #require(summary.p99) - 0.1) <= 0.003)
+
+        // A slot that keeps every request and one that keeps some weigh what they counted.
+        var mixed = LatencyWindow()
+        for _ in 0..<400_000 { mixed.record(duration: 1_000_000, error: false, at: second) }
+        for _ in 0..<60_000 { mixed.record(duration: 100_000_000, error: false, at: 3 * second) }
+        summary = mixed.summary(at: 3 * second)
+        #expect(abs(try #require(summary.p50) - 0.001) <= 0.00003)
+        #expect(abs(try #require(summary.p90) - 0.1) <= 0.003)
     }
 }

@@ -189,6 +189,7 @@ struct WorkloadTableTests {
         #expect(table.add(cgroup: 3, path: "/c") == 1)
         #expect(table.add(cgroup: 4, path: "/b") == 2)
         #expect(table.names == ["other", "c", "b"])
+        connections.record(Sample(kind: .close, role: .client, service: 1), workload: 2)
         sweep(1_000)
         #expect(connections.count == 1 && table.names == ["other", "c", "b"])
         // `other` is never idle.
