@@ -36,7 +36,8 @@ LOST = {
 
 
 @pytest.fixture(scope="module")
-def lost_agent(shared_world, tmp_path_factory):
+def lost_agent(shared, shared_world, tmp_path_factory):
+    """A second agent beside the shared one, whose services lead nowhere."""
     world = shared_world
     agents = Agents(world, tmp_path_factory.mktemp("lost"))
     services = []
@@ -170,26 +171,22 @@ def test_a_response_that_is_cut_off_has_its_code(shared):
     shared.agent.expect_codes(name, {"200": 1})
 
 
-@pytest.mark.parametrize("direction", ["request", "response", "acks"])
+@pytest.mark.parametrize("direction", ["request", "response"])
 @pytest.mark.parametrize("route", ["veth4", "veth6"])
-def test_retransmissions_start_and_finish_nothing(shared, foreign, direction, route):
+def test_a_lost_segment_is_sent_again_and_counted_once(shared, foreign, direction, route):
     name, port = shared.service()
     world = shared.world
     client, server = world.pair(route, port)
     exchange(client, server)
-    fault = "fault_acks" if direction == "acks" else "fault_data"
-    side = world.near if direction == "response" else world.far
     with Capture(world.far, port=port) as capture:
         if direction == "response":
             client.sendall(GET)
             receive(server, len(GET))
-        foreign.filter(side, "veth0", "egress" if direction == "acks" else "ingress", fault)
-        counter = programs.ACKS if direction == "acks" else programs.DATA
+        foreign.filter(world.near if direction == "response" else world.far, "veth0", "ingress", "fault_data")
         server.sendall(response(200)) if direction == "response" else client.sendall(GET)
-        # Lost once, and sent again.
         lost = capture.wait(lambda s: s.payload and s.arriving == (direction != "response"))[0]
         capture.wait(lambda s: s.payload and s.sequence == lost.sequence and s.arriving == lost.arriving, 2)
-        assert foreign.seen(counter) > 0
+        assert foreign.seen(programs.DATA) > 0
         foreign.unfilter()
         if direction != "response":
             receive(server, len(GET))
@@ -199,6 +196,47 @@ def test_retransmissions_start_and_finish_nothing(shared, foreign, direction, ro
     shared.agent.expect_codes(name, {"200": 3})
     retransmitted = shared.agent.metrics().value("mesh_tcp_retransmitted_segments_total", service=name)
     assert retransmitted > 0
+
+
+@pytest.mark.parametrize("route", ["veth4", "veth6"])
+def test_a_duplicate_request_starts_nothing(shared, foreign, route):
+    """Nothing of the server's arrives, its ACK included, so the request comes again after its response."""
+    name, port = shared.service()
+    world = shared.world
+    client, server = world.pair(route, port)
+    exchange(client, server)
+    with Capture(world.far, port=port) as capture:
+        foreign.filter(world.near, "veth0", "ingress", "fault_all")
+        client.sendall(GET)
+        receive(server, len(GET))
+        server.sendall(response(404))
+        capture.wait(lambda s: s.payload and s.arriving, 2)
+        assert foreign.seen(programs.ALL) > 0
+        foreign.unfilter()
+        assert receive_response(client) == (404, b"")
+    exchange(client, server)
+    shared.agent.expect_codes(name, {"200": 2, "404": 1})
+
+
+@pytest.mark.parametrize("route", ["veth4", "veth6"])
+def test_a_duplicate_response_finishes_nothing(shared, foreign, route):
+    """Nothing of the client's arrives, so the first response comes again while the second request waits."""
+    name, port = shared.service()
+    world = shared.world
+    client, server = world.pair(route, port)
+    client.sendall(GET)
+    receive(server, len(GET))
+    with Capture(world.far, port=port) as capture:
+        foreign.filter(world.far, "veth0", "ingress", "fault_all")
+        server.sendall(response(200))
+        assert receive_response(client) == (200, b"")
+        client.sendall(GET)
+        capture.wait(lambda s: s.payload and not s.arriving, 2)
+        foreign.unfilter()
+        receive(server, len(GET))
+        server.sendall(response(404))
+        assert receive_response(client) == (404, b"")
+    shared.agent.expect_codes(name, {"200": 1, "404": 1})
 
 
 def test_fast_open_carries_a_request(shared):

@@ -145,11 +145,14 @@ def test_a_pipelined_burst_is_one_request(shared, pair, at_once):
     for _ in range(2):
         for piece in [GET * 5] if at_once else [GET] * 5:
             client.sendall(piece)
+            time.sleep(0.005)
         receive(server, len(GET) * 5)
         answer = response(200) * 5
         server.sendall(answer)
         receive(client, len(answer))
     shared.agent.expect_codes(name, {"200": 2})
+    # From the first byte of the burst's first request.
+    assert shared.agent.duration(name) >= 2 * (0.005 if at_once else 0.025)
 
 
 @pytest.mark.parametrize("interim", [100, 102, 103])

@@ -100,11 +100,11 @@ int fault_data(struct __sk_buff *skb)
 }
 
 SEC("tc")
-int fault_acks(struct __sk_buff *skb)
+int fault_all(struct __sk_buff *skb)
 {
 	struct segment segment;
 
-	if (!parse(skb, &segment) && !segment.payload && !segment.syn) {
+	if (!parse(skb, &segment) && !segment.syn) {
 		count(3);
 		return TC_ACT_SHOT;
 	}

@@ -9,7 +9,7 @@ import pathlib
 from .host import need, run
 
 SOURCE = pathlib.Path(__file__).with_name("foreign.bpf.c")
-PASSED, DROPPED, DATA, ACKS, INGRESS, EGRESS, CONNECTS = range(7)
+PASSED, DROPPED, DATA, ALL, INGRESS, EGRESS, CONNECTS = range(7)
 
 
 class Foreign:

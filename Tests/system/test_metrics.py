@@ -119,9 +119,10 @@ def test_a_real_prometheus_scrapes_the_right_count(start_agent, world, tmp_path)
             connection.sock = world.host.outside.socket(world.near)
             connection.sock.connect(("127.0.0.1", 9090))
             connection.request("GET", "/api/v1/query?query=" + urllib.parse.quote(text))
-            answer = json.loads(connection.getresponse().read())
+            response = connection.getresponse()
+            answer = json.loads(response.read()) if response.status == 200 else {"data": {"result": []}}
             connection.close()
-            return [float(result["value"][1]) for result in answer["data"]["result"]] if "data" in answer else []
+            return [float(result["value"][1]) for result in answer["data"]["result"]]
 
         poll(lambda: query("up") == [1.0], 30, 0.2, "the target is up")
         count = 'sum(mesh_request_duration_seconds_count{service="web",role="client",code="200"})'
