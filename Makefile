@@ -11,7 +11,7 @@ SWIFT_BUILD_FLAGS ?=
 PYTHON := /usr/bin/python3
 export PYTHONDONTWRITEBYTECODE := 1
 
-bootstrap = $(if $(filter-out no,$(BOOTSTRAP)),@scripts/bootstrap)
+bootstrap = $(if $(filter no,$(BOOTSTRAP)),@:,@scripts/bootstrap)
 # Asked for in each recipe, not once above, so that `make help` needs no toolchain.
 swift = PATH="$$(scripts/find-swift):$$PATH" swift
 

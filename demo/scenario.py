@@ -390,7 +390,7 @@ class Scenario:
 
     def summary(self):
         lines = ["", f"What was measured, in {self.screen.elapsed():.0f} s:"]
-        lines += [f"  {what:<28} {value}" for what, value in self.facts]
+        lines += [f"  {what:<30} {value}" for what, value in self.facts]
         if self.problems:
             lines += ["", "NOT AS IT SHOULD BE: " + "; ".join(self.problems)]
         return "\n".join(lines)
