@@ -38,6 +38,7 @@ class Lines:
     def __init__(self, process, each=None):
         self.items = []
         self.condition = threading.Condition()
+        self.ended = False
         self.process = process
         self.each = each
         self.thread = threading.Thread(target=self._read, daemon=True)
@@ -51,9 +52,12 @@ class Lines:
             with self.condition:
                 self.items.append(item)
                 self.condition.notify_all()
+        with self.condition:
+            self.ended = True
+            self.condition.notify_all()
 
     def wait(self, wanted, seconds, after=0):
-        """The first item from index `after` on that fits; None when time is up."""
+        """The first item from index `after` on that fits; None when time is up, or no more will come."""
         deadline = time.monotonic() + seconds
         with self.condition:
             while True:
@@ -61,8 +65,9 @@ class Lines:
                     if wanted(item):
                         return item
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.condition.wait(left):
+                if left <= 0 or self.ended:
                     return None
+                self.condition.wait(left)
 
 
 class Caller:
@@ -200,8 +205,7 @@ class Scenario:
         )
         if not seen:
             raise NotSeen(
-                f"the breaker of {service} did not become {to} in time. The agent's last words:\n"
-                + self.agent.log_tail()
+                f"the breaker of {service} did not become {to} in time; {self.agent.last_words()}"
             )
         return seen
 
@@ -268,8 +272,8 @@ class Scenario:
         self._pause(0.5)
         seen = self.callers["payments"].reactions_ns
         if seen:
-            self.screen.say(f"a caller was refused {duration(seen[0] / 1e9)} after it got the deciding failure")
-            self._fact("first caller refused", f"{duration(seen[0] / 1e9)} after it had the deciding failure in hand")
+            self.screen.say(f"a caller was turned away {duration(seen[0] / 1e9)} after it got the deciding failure")
+            self._fact("first caller turned away", f"{duration(seen[0] / 1e9)} after it had the deciding failure in hand")
         self._transition("payments", "half_open", 5, after)
         self.screen.say("its time is up: the kernel lets a probe through, and payments still fails")
         reopened = self.events.wait(lambda event: event["reason"] == "probe_failed", min(5, self._left()), after)
