@@ -11,7 +11,7 @@ SWIFT_BUILD_FLAGS ?=
 PYTHON := /usr/bin/python3
 export PYTHONDONTWRITEBYTECODE := 1
 
-bootstrap = $(if $(filter no,$(BOOTSTRAP)),@:,@scripts/bootstrap)
+bootstrap = $(if $(filter-out no,$(BOOTSTRAP)),@scripts/bootstrap $(1))
 # Asked for in each recipe, not once above, so that `make help` needs no toolchain.
 swift = PATH="$$(scripts/find-swift):$$PATH" swift
 
@@ -23,34 +23,34 @@ help: ## Show this
 	@echo "  demo, run and test need root; DEMO_SECONDS=$${DEMO_SECONDS:-45} bounds the demo."
 
 demo: build ## See it work: real services, a failure, a breaker, traces on the wire
-	$(bootstrap) demo
+	$(call bootstrap,demo)
 	@$(PYTHON) -m demo
 
 run: build ## Run the agent on this host with no configuration (watches all, breaks nothing)
 	@scripts/run
 
 build: ## Build .build/release/mesh-agent and .build/release/meshctl
-	$(bootstrap) build
+	$(call bootstrap,build)
 	@$(swift) build -c release --static-swift-stdlib $(SWIFT_BUILD_FLAGS)
 
 test: ## Build, then run every test: unit, real kernel, real servers
-	$(bootstrap) test
+	$(call bootstrap,test)
 	@$(MAKE) --no-print-directory build unit kernel BOOTSTRAP=no
 
 unit: ## Run the unit tests alone (no root)
-	$(bootstrap) build
+	$(call bootstrap,build)
 	@$(swift) test
 
 kernel: build ## Run the tests on the real kernel alone (root)
-	$(bootstrap) test
+	$(call bootstrap,test)
 	@scripts/test-kernel
 
 check: ## Check format, lint and warnings, and change nothing
-	$(bootstrap) check
+	$(call bootstrap,check)
 	@scripts/check
 
 format: ## Rewrite the sources in the style that `make check` checks
-	$(bootstrap) check
+	$(call bootstrap,check)
 	@scripts/check --fix
 
 clean: ## Remove what was built

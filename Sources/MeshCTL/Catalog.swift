@@ -19,7 +19,8 @@ enum Catalog {
         "reason", value: "TEXT", isRequired: true, summary: "why; it is kept in the audit log")
     private static let duration = ArgumentOption(
         "for", value: "TIME", summary: "when it ends by itself, such as 90s, 10m, 2h (15m)")
-    private static let follow = ArgumentOption("follow", summary: "keep running and show what comes, until Ctrl-C")
+    private static let follow = ArgumentOption(
+        "follow", summary: "keep running and show what comes, until Ctrl-C")
 
     static let commands: [ArgumentCommand] = [
         ArgumentCommand(
@@ -53,7 +54,8 @@ enum Catalog {
             ],
             examples: [.init("meshctl breaker list", does: "what is open, and why")]),
         ArgumentCommand(
-            ["breaker", "show"], summary: "one breaker with its window, attempts and history", operands: [service],
+            ["breaker", "show"], summary: "one breaker with its window, attempts and history",
+            operands: [service],
             examples: [.init("meshctl breaker show payments", does: "who did what to it, and when")]),
         ArgumentCommand(
             ["breaker", "open"], summary: "force a breaker open: reject every attempt",
@@ -166,7 +168,9 @@ enum Catalog {
             ]),
         ArgumentCommand(
             ["help"], summary: "help, in general or for a command",
-            operands: [ArgumentOperand("COMMAND", count: .any, values: .command("meshctl __complete commands"))],
+            operands: [
+                ArgumentOperand("COMMAND", count: .any, values: .command("meshctl __complete commands"))
+            ],
             examples: [.init("meshctl help breaker open", does: "the same as: meshctl breaker open --help")]),
     ]
 

@@ -164,9 +164,9 @@ enum CompletionScript {
             #compdef meshctl
             # zsh completion for meshctl. To use it: meshctl completion zsh > DIRECTORY_IN_FPATH/_meshctl
             _meshctl_ask() {
-                local -a control names
-                local at=${words[(i)--control]}
-                (( at < $#words )) && control=(--control $words[at+1])
+                local -a control names typed=(${(z)BUFFER})
+                local at=${typed[(i)--control]}
+                (( at < $#typed )) && control=(--control ${(Q)typed[at+1]})
                 names=(${(f)"$("$@" $control 2>/dev/null)"})
                 compadd -a names
             }
@@ -237,7 +237,8 @@ enum CompletionScript {
         case .any: " "
         case .file: "_files"
         case .choice(let choices): "(\(choices.joined(separator: " ")))"
-        case .command(let command): "_meshctl_ask \(command)"
+        // The blank in front keeps _arguments from adding arguments of its own.
+        case .command(let command): " _meshctl_ask \(command)"
         }
     }
 

@@ -162,7 +162,8 @@ struct ControlClient {
     private func noConnection(_ error: SystemError) -> Failure {
         switch error.errno {
         case ENOENT:
-            .noAgent("no agent: there is no socket at \(path). \(Self.start), or name its socket with --control")
+            .noAgent(
+                "no agent: there is no socket at \(path). \(Self.start), or name its socket with --control")
         case ECONNREFUSED:
             .noAgent("no agent: nobody listens at \(path), which an agent has left behind. \(Self.start)")
         case EACCES, EPERM:

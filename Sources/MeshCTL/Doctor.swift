@@ -65,7 +65,8 @@ enum DoctorView {
         let lesser = checks.count { !$0.ok && !$0.required }
         let verdict: String
         if missing > 0 {
-            verdict = page.paint(Format.count(Double(missing), "requirement") + " missing: the agent cannot work", .red)
+            verdict = page.paint(
+                Format.count(Double(missing), "requirement") + " missing: the agent cannot work", .red)
         } else if lesser > 0 {
             verdict = page.paint(
                 "the agent can work, with \(Format.count(Double(lesser), "limitation"))", .yellow)
@@ -124,7 +125,9 @@ struct Doctor {
 
     private func kernelChecks(_ configuration: Configuration) -> [Check] {
         var cgroup = configuration.cgroup
-        if let path = cgroup, !path.hasPrefix("/"), let root = try? Mount.cgroup2() { cgroup = "\(root)/\(path)" }
+        if let path = cgroup, !path.hasPrefix("/"), let root = try? Mount.cgroup2() {
+            cgroup = "\(root)/\(path)"
+        }
         return probe(cgroup).map { result in
             Check(
                 group: "kernel", name: result.name, ok: result.ok, required: result.required,
@@ -152,7 +155,8 @@ struct Doctor {
                 return (check(true, detail), defaults)
             }
             let remedy =
-                error.errno == EACCES && !isRoot ? "run this as root, for example with sudo" : "make it readable"
+                error.errno == EACCES && !isRoot
+                ? "run this as root, for example with sudo" : "make it readable"
             return (check(false, "\(error)", remedy), defaults)
         }
         do {
@@ -166,7 +170,8 @@ struct Doctor {
             let more = error.errors.count - 1
             let detail = (error.errors.first?.description ?? path) + (more > 0 ? " (and \(more) more)" : "")
             return (
-                check(false, detail, "correct it; `mesh-agent check --config \(path)` lists every mistake"), defaults
+                check(false, detail, "correct it; `mesh-agent check --config \(path)` lists every mistake"),
+                defaults
             )
         }
     }
@@ -177,7 +182,8 @@ struct Doctor {
     private func controlCheck() -> (Check, answers: Bool) {
         func check(_ ok: Bool, required: Bool, _ detail: String, _ remedy: String? = nil) -> Check {
             Check(
-                group: "agent", name: "control socket", ok: ok, required: required, detail: detail, remedy: remedy)
+                group: "agent", name: "control socket", ok: ok, required: required, detail: detail,
+                remedy: remedy)
         }
         do {
             _ = try FileDescriptor(connectingTo: control, timeout: 1_000_000_000)
@@ -190,7 +196,9 @@ struct Doctor {
                 return (check(true, required: true, detail), false)
             case EACCES, EPERM:
                 let detail = "\(control) is not for this user"
-                return (check(false, required: false, detail, "run this as root, for example with sudo"), false)
+                return (
+                    check(false, required: false, detail, "run this as root, for example with sudo"), false
+                )
             default:
                 return (check(false, required: true, "\(error)", "choose another path with --control"), false)
             }
@@ -208,7 +216,10 @@ struct Doctor {
             case .noAgent(let text), .refused(let text, _): detail = text
             default: detail = "something listens at \(control) that gives no status"
             }
-            return (check(false, required: true, detail, "stop what listens there, or choose another --control"), false)
+            return (
+                check(false, required: true, detail, "stop what listens there, or choose another --control"),
+                false
+            )
         }
     }
 
@@ -216,7 +227,8 @@ struct Doctor {
     private func portCheck(_ listen: AddressPort, agentAnswers: Bool) -> Check {
         let place = "\(listen)"
         func check(_ ok: Bool, _ detail: String, _ remedy: String? = nil) -> Check {
-            Check(group: "agent", name: "metrics port", ok: ok, required: true, detail: detail, remedy: remedy)
+            Check(
+                group: "agent", name: "metrics port", ok: ok, required: true, detail: detail, remedy: remedy)
         }
         do {
             _ = try Listener.tcp(address: "\(listen.address)", port: listen.port, backlog: 1)
@@ -224,7 +236,9 @@ struct Doctor {
             return check(true, "\(place) is free\(more)")
         } catch {
             guard error.errno == EADDRINUSE else { return check(false, "\(error)", error.hint) }
-            guard !MetricsProbe.isAgent(at: listen) else { return check(true, "\(place) is held by a mesh-agent") }
+            guard !MetricsProbe.isAgent(at: listen) else {
+                return check(true, "\(place) is held by a mesh-agent")
+            }
             return check(
                 false, "\(place) is taken by another program",
                 "stop it (`ss -ltnp 'sport = :\(listen.port)'` names it), or choose another \"listen\"")

@@ -32,7 +32,8 @@ struct Meshctl: Sendable {
 
     private func perform(_ arguments: [String]) throws(Failure) -> Int32 {
         if arguments.first == "__complete" {
-            try Run(console: console, arguments: parse(Array(arguments.dropFirst()), Catalog.completer)).complete()
+            try Run(console: console, arguments: parse(Array(arguments.dropFirst()), Catalog.completer))
+                .complete()
             return ExitCode.done
         }
         let parsed = try parse(arguments, Catalog.program)
@@ -130,7 +131,8 @@ struct Run: Sendable {
         case "breaker open": try override("open")
         case "breaker close": try override("close")
         case "breaker auto":
-            try show(try client.call("POST", breakerTarget() + "/auto", body: [:])) { answer, page throws(Failure) in
+            try show(try client.call("POST", breakerTarget() + "/auto", body: [:])) {
+                answer, page throws(Failure) in
                 Views.overrideDone(try Breaker(answer), on: page, now: Timestamp.now())
             }
         case "flows": try flows()
@@ -188,11 +190,14 @@ struct Run: Sendable {
     private func override(_ state: String) throws(Failure) {
         let reason = arguments["reason"] ?? ""
         guard reason.contains(where: { !$0.isWhitespace }) else {
-            throw usage("--reason is empty: say why, for those who find the breaker \(state == "open" ? "open" : "closed")")
+            throw usage(
+                "--reason is empty: say why, for those who find the breaker \(state == "open" ? "open" : "closed")"
+            )
         }
         let seconds = try duration("for") ?? 900
         let answer = try client.call(
-            "POST", "\(breakerTarget())/\(state)", body: ["reason": .string(reason), "for_seconds": .number(seconds)])
+            "POST", "\(breakerTarget())/\(state)",
+            body: ["reason": .string(reason), "for_seconds": .number(seconds)])
         try show(answer) { answer, page throws(Failure) in
             Views.overrideDone(try Breaker(answer), on: page, now: Timestamp.now())
         }
@@ -214,7 +219,8 @@ struct Run: Sendable {
                 let page = console.page()
                 try console.print([table.heading(table.layout(on: page), on: page)])
             }
-            try follow("/v1/flows?" + (["follow=1"] + query).joined(separator: "&")) { answer, page throws(Failure) in
+            try follow("/v1/flows?" + (["follow=1"] + query).joined(separator: "&")) {
+                answer, page throws(Failure) in
                 table.line(Views.flow(try FlowEvent(answer), page: page), table.layout(on: page), on: page)
             }
         }

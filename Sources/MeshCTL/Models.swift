@@ -35,7 +35,8 @@ struct Status {
     let received: Double
     let lost: [Loss]
     let series: (used: Double, limit: Double, dropped: Double)
-    let stamps: (sent: Double, noRoom: Double, sentOutOfScope: Double, received: Double, receivedOutOfScope: Double)
+    let stamps:
+        (sent: Double, noRoom: Double, sentOutOfScope: Double, received: Double, receivedOutOfScope: Double)
 
     init(_ answer: Answer) throws(Failure) {
         version = try answer.text("version")
@@ -50,7 +51,8 @@ struct Status {
         cgroup = try answer.text("cgroup")
         hooks = try answer.list("hooks") { hook throws(Failure) in
             Hook(
-                name: try hook.text("name"), place: try hook.text("where"), attached: try hook.flag("attached"),
+                name: try hook.text("name"), place: try hook.text("where"),
+                attached: try hook.flag("attached"),
                 detail: try hook.text("detail"))
         }
         interfaces = try answer.list("interfaces") { interface throws(Failure) in
@@ -66,7 +68,8 @@ struct Status {
         let breakers = try answer.member("breakers")
         self.breakers = (
             try breakers.number("enforce"), try breakers.number("observe"), try breakers.number("open"),
-            try breakers.number("half_open"), try breakers.number("overridden"), try breakers.number("open_limit"),
+            try breakers.number("half_open"), try breakers.number("overridden"),
+            try breakers.number("open_limit"),
             try breakers.number("held_closed")
         )
         connections = try answer.number("connections_active")
@@ -79,7 +82,8 @@ struct Status {
         self.series = (try series.number("used"), try series.number("limit"), try series.number("dropped"))
         let stamps = try answer.member("stamps")
         self.stamps = (
-            try stamps.number("sent_ok"), try stamps.number("sent_no_room"), try stamps.number("sent_out_of_scope"),
+            try stamps.number("sent_ok"), try stamps.number("sent_no_room"),
+            try stamps.number("sent_out_of_scope"),
             try stamps.number("received_ok"), try stamps.number("received_out_of_scope")
         )
     }

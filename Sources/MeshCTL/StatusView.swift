@@ -16,7 +16,8 @@ enum StatusView {
         let problems = problems(of: status)
         add(
             "agent",
-            "mesh-agent \(status.version), pid \(Format.plain(status.pid)), up \(Format.age(status.uptime))", .bold)
+            "mesh-agent \(status.version), pid \(Format.plain(status.pid)), up \(Format.age(status.uptime))",
+            .bold)
         add("kernel", "\(status.kernel), ABI \(Format.plain(status.abiVersion)), cgroup \(status.cgroup)")
         add(
             "config",
@@ -95,13 +96,16 @@ enum StatusView {
             problems.append(
                 Problem(
                     what: "Hook \(hook.name) is not attached at \(hook.place)\(detail)",
-                    remedy: "What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent."))
+                    remedy:
+                        "What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent.")
+            )
         }
         if let error = status.configError {
             problems.append(
                 Problem(
                     what: "The last reload was refused: \(error)",
-                    remedy: "The configuration loaded at \(Format.time(status.configLoadedAt)) is still in force. "
+                    remedy:
+                        "The configuration loaded at \(Format.time(status.configLoadedAt)) is still in force. "
                         + "Correct the file, then: kill -HUP \(Format.plain(status.pid))"))
         }
         if status.breakers.heldClosed > 0 {
@@ -116,7 +120,8 @@ enum StatusView {
         for loss in status.lost where loss.count > 0 {
             problems.append(
                 Problem(
-                    what: "\(Format.count(loss.count, "sample")) lost at \(loss.stage): the counts are short by these.",
+                    what:
+                        "\(Format.count(loss.count, "sample")) lost at \(loss.stage): the counts are short by these.",
                     remedy: "The agent could not keep up. Give it more CPU, and watch "
                         + "mesh_agent_samples_lost_total."))
         }
@@ -125,12 +130,15 @@ enum StatusView {
                 Problem(
                     what: "\(Format.count(status.series.dropped)) series were over the limit and went to "
                         + "workload=\"other\".",
-                    remedy: "Raise limits.maxSeries above \(Format.count(status.series.limit)), or name fewer services."))
+                    remedy:
+                        "Raise limits.maxSeries above \(Format.count(status.series.limit)), or name fewer services."
+                ))
         }
         if status.services.limit > 0, status.services.discovered >= status.services.limit {
             problems.append(
                 Problem(
-                    what: "The cap of \(Format.count(status.services.limit)) discovered services is reached: new "
+                    what:
+                        "The cap of \(Format.count(status.services.limit)) discovered services is reached: new "
                         + "destinations count as `other`.",
                     remedy: "Raise limits.maxDiscoveredServices, or name services by prefix."))
         }

@@ -25,7 +25,9 @@ struct Column {
     /// It may be left out when cutting is not enough, lower ranks first; nil: it stays.
     var rank: Int?
 
-    static func left(_ title: String, minimum: Int = 0, cut floor: Int? = nil, drop rank: Int? = nil) -> Column {
+    static func left(_ title: String, minimum: Int = 0, cut floor: Int? = nil, drop rank: Int? = nil)
+        -> Column
+    {
         Column(title: title, minimum: minimum, floor: floor, rank: rank)
     }
 

@@ -27,7 +27,8 @@ struct Frame {
         var table = Table([
             .left("SERVICE", minimum: 16, cut: 16), .left("ROLE", minimum: 6), .right("RATE", minimum: 7),
             .right("ERRORS", minimum: 6), .right("P50", minimum: 6), .right("P90", minimum: 6, drop: 1),
-            .right("P99", minimum: 6), .right("REJECTED/S", minimum: 10, drop: 0), .left("BREAKER", minimum: 9),
+            .right("P99", minimum: 6), .right("REJECTED/S", minimum: 10, drop: 0),
+            .left("BREAKER", minimum: 9),
         ])
         let order = services.sorted { ($1.rate, $0.name, $0.role) < ($0.rate, $1.name, $1.role) }
         for row in order {
@@ -51,7 +52,10 @@ struct Frame {
             ("mesh-agent \(status.version.harmless) up \(Format.age(status.uptime))", .bold),
             (status.lease.valid ? "lease valid" : "lease EXPIRED", status.lease.valid ? .green : .red),
             ("\(Format.count(status.breakers.open)) open", status.breakers.open > 0 ? .red : .plain),
-            ("\(Format.count(status.breakers.halfOpen)) half_open", status.breakers.halfOpen > 0 ? .yellow : .plain),
+            (
+                "\(Format.count(status.breakers.halfOpen)) half_open",
+                status.breakers.halfOpen > 0 ? .yellow : .plain
+            ),
             ("\(Format.count(status.connections)) connections", .plain),
         ]
         if problems > 0 {

@@ -13,14 +13,16 @@ enum Views {
                 on: page)
         }
         var table = Table([
-            .left("SERVICE", cut: 16), .left("KIND", drop: 0), .left("ROLE"), .right("RATE"), .right("ERRORS"),
+            .left("SERVICE", cut: 16), .left("KIND", drop: 0), .left("ROLE"), .right("RATE"),
+            .right("ERRORS"),
             .right("P50"), .right("P90", drop: 3), .right("P99"), .right("REQUESTS", drop: 2),
             .right("FAILED", drop: 1), .left("BREAKER"),
         ])
         let order = rows.sorted { ($0.name, $0.role) < ($1.name, $1.role) }
         for row in order {
             table.add([
-                Cell(row.name), Cell(row.kind, .dim), Cell(row.role), Cell(Format.rate(row.rate)), errors(row),
+                Cell(row.name), Cell(row.kind, .dim), Cell(row.role), Cell(Format.rate(row.rate)),
+                errors(row),
                 latency(row.p50, page), latency(row.p90, page), latency(row.p99, page),
                 Cell(Format.count(row.requests)), Cell(Format.count(row.errors)), breaker(row.breaker),
             ])
@@ -69,7 +71,8 @@ enum Views {
         }
         var table = Table([
             .left("SERVICE", cut: 16), .left("STATE"), .left("MODE"), .left("WHY", cut: 8), .right("SINCE"),
-            .right("REQUESTS", drop: 1), .right("FAILED"), .right("SLOW", drop: 2), .right("REJECTED", drop: 3),
+            .right("REQUESTS", drop: 1), .right("FAILED"), .right("SLOW", drop: 2),
+            .right("REJECTED", drop: 3),
             .left("OVERRIDE", cut: 16),
         ])
         for breaker in breakers.sorted(by: { $0.service < $1.service }) {
@@ -101,7 +104,9 @@ enum Views {
         }
         add("why", "\(breaker.reason), since \(Format.time(breaker.since)) (\(ago(breaker.since, now)) ago)")
         if breaker.heldClosed {
-            add("held", "its rules say open, but breakers.maxOpenShare of all breakers are open: it stays closed")
+            add(
+                "held",
+                "its rules say open, but breakers.maxOpenShare of all breakers are open: it stays closed")
         }
         if breaker.override == nil, let until = breaker.openUntil {
             let next = left(until, now).map { "in \($0)" } ?? "now"
@@ -109,7 +114,10 @@ enum Views {
         }
         if breaker.state == "half_open", breaker.override == nil {
             let share = Format.percent(breaker.probeShare)
-            add("probing", "\(share) of attempts admitted, \(Format.count(breaker.probeSuccesses, "success", "successes"))")
+            add(
+                "probing",
+                "\(share) of attempts admitted, \(Format.count(breaker.probeSuccesses, "success", "successes"))"
+            )
         }
         if let override = breaker.override {
             let word = override.state == "open" ? "forced open" : "forced closed"
@@ -131,7 +139,8 @@ enum Views {
         }
         lines.append("")
         var attempts = Table([
-            .left("ATTEMPTS"), .right("ADMITTED"), .right("PROBES"), .right("REJECTED"), .right("WOULD REJECT"),
+            .left("ATTEMPTS"), .right("ADMITTED"), .right("PROBES"), .right("REJECTED"),
+            .right("WOULD REJECT"),
         ])
         for (name, counts) in [("connect", breaker.connects), ("request", breaker.requests)] {
             attempts.add([
@@ -157,7 +166,8 @@ enum Views {
         guard let override = breaker.override else {
             return ["\(name) is back to automatic: \(state) (\(breaker.reason.harmless))"]
         }
-        let word = page.paint(override.state == "open" ? "open" : "closed", override.state == "open" ? .red : .green)
+        let word = page.paint(
+            override.state == "open" ? "open" : "closed", override.state == "open" ? .red : .green)
         return [
             "\(name) is forced \(word), \(expiry(override.expiresAt, now).harmless)",
             "to end it: meshctl breaker auto \(breaker.service.harmless)",
@@ -217,7 +227,8 @@ enum Views {
                 on: page)
         }
         var table = Table([
-            .left("SERVICE", cut: 12), .left("ROLE"), .left("WORKLOAD", cut: 10, drop: 1), .left("LOCAL", drop: 2),
+            .left("SERVICE", cut: 12), .left("ROLE"), .left("WORKLOAD", cut: 10, drop: 1),
+            .left("LOCAL", drop: 2),
             .left("REMOTE"), .left("PROTO", drop: 4), .right("AGE"), .right("SENT", drop: 3),
             .right("RECEIVED", drop: 3), .left("NOTES", drop: 0), .left("TRACE", cut: 8),
         ])
@@ -240,14 +251,16 @@ enum Views {
         .left("TIME", minimum: 13), .left("EVENT", minimum: 7), .left("ROLE", minimum: 6),
         .left("SERVICE", minimum: 20, cut: 12), .left("WORKLOAD", minimum: 20, cut: 10, drop: 0),
         .left("LOCAL", minimum: 21, drop: 1), .left("REMOTE", minimum: 21), .left("CODE", minimum: 7),
-        .right("TOOK", minimum: 6), .left("DECISION", minimum: 12, drop: 2), .left("TRACE", minimum: 32, cut: 8),
+        .right("TOOK", minimum: 6), .left("DECISION", minimum: 12, drop: 2),
+        .left("TRACE", minimum: 32, cut: 8),
     ])
 
     static func flow(_ flow: FlowEvent, page: Page) -> [Cell] {
         let isFailure = flow.code.map { $0 != "ok" && !"123".contains($0.prefix(1)) } ?? false
         let decision: Cell = flow.decision.map { Cell($0, $0 == "probe" ? .yellow : .red) } ?? "-"
         return [
-            Cell(String(flow.time.dropFirst(11)), .dim), Cell(flow.event), Cell(flow.role), Cell(flow.service),
+            Cell(String(flow.time.dropFirst(11)), .dim), Cell(flow.event), Cell(flow.role),
+            Cell(flow.service),
             Cell(flow.workload), Cell(flow.local), Cell(flow.remote),
             Cell(flow.code ?? "-", isFailure ? .red : .plain), latency(flow.duration, page), decision,
             Cell(flow.traceID ?? "-", .dim),
@@ -259,7 +272,8 @@ enum Views {
     static func bindings(_ bindings: [Binding], on page: Page, now: Double) -> [String] {
         guard !bindings.isEmpty else {
             return prose(
-                "no process is bound to a trace ID. To bind one: meshctl trace bind --pid PID --trace ID", on: page)
+                "no process is bound to a trace ID. To bind one: meshctl trace bind --pid PID --trace ID",
+                on: page)
         }
         var table = Table([.right("PID"), .left("TRACE"), .right("SINCE")])
         for binding in bindings {

@@ -1,10 +1,10 @@
 // Build tool: compiles an eBPF program and writes a Swift file that holds the object as a base64
 // string literal. A literal of 300,000 integers takes the compiler most of a minute; a string nothing.
-import Foundation
+import Glibc
 
 /// Says why on standard error and ends.
 func fail(_ message: String) -> Never {
-    FileHandle.standardError.write(Data("embed-object: \(message)\n".utf8))
+    perror("embed-object: \(message)")
     exit(1)
 }
 
@@ -19,16 +19,41 @@ func option(_ name: String) -> String {
 
 /// Runs a program; what it prints goes where the build's output goes.
 func run(_ program: String, _ arguments: [String]) {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: program)
-    process.arguments = arguments
-    do {
-        try process.run()
-    } catch {
-        fail("cannot run \(program): \(error.localizedDescription)")
+    var words = ([program] + arguments).map { strdup($0) } + [nil]
+    defer { words.forEach { free($0) } }
+    var pid = pid_t()
+    guard posix_spawn(&pid, program, nil, nil, &words, environ) == 0 else { fail("cannot run \(program)") }
+    var status: Int32 = 0
+    guard waitpid(pid, &status, 0) == pid, status == 0 else { fail("\(program) failed") }
+}
+
+/// RFC 4648, 4.
+func base64(_ bytes: [UInt8]) -> String {
+    let digits = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".utf8)
+    var text: [UInt8] = []
+    for start in stride(from: 0, to: bytes.count, by: 3) {
+        let group = bytes[start..<min(start + 3, bytes.count)]
+        let word = group.reduce(0) { $0 << 8 | UInt32($1) } << UInt32(8 * (3 - group.count))
+        for place in 0..<4 {
+            let digit = digits[Int(word >> UInt32(18 - 6 * place) & 63)]
+            text.append(place <= group.count ? digit : UInt8(ascii: "="))
+        }
     }
-    process.waitUntilExit()
-    guard process.terminationStatus == 0 else { fail("\(program) failed") }
+    return String(decoding: text, as: UTF8.self)
+}
+
+func read(_ path: String) -> [UInt8] {
+    guard let file = fopen(path, "r") else { fail("cannot read \(path)") }
+    defer { fclose(file) }
+    var bytes: [UInt8] = []
+    while case let byte = getc(file), byte != EOF { bytes.append(UInt8(byte)) }
+    return bytes
+}
+
+func write(_ text: String, _ path: String) {
+    guard let file = fopen(path, "w"), fputs(text, file) >= 0, fclose(file) == 0 else {
+        fail("cannot write \(path)")
+    }
 }
 
 #if arch(x86_64)
@@ -51,14 +76,9 @@ run(
     ])
 // The types (BTF) stay; only what a debugger would want goes.
 run(option("objcopy"), ["--strip-debug", object, stripped])
-do {
-    let bytes = try Data(contentsOf: URL(fileURLWithPath: stripped))
-    let source = """
-        // Made by embed-object from bpf/mesh.bpf.c at build time.
-        let \(option("name")): StaticString = "\(bytes.base64EncodedString())"
+write(
+    """
+    // Made by embed-object from bpf/mesh.bpf.c at build time.
+    let \(option("name")): StaticString = "\(base64(read(stripped)))"
 
-        """
-    try source.write(toFile: option("output"), atomically: true, encoding: .utf8)
-} catch {
-    fail(error.localizedDescription)
-}
+    """, option("output"))

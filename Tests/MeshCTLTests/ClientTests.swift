@@ -8,7 +8,10 @@ import Testing
 @Suite struct ResponseTests {
     private static let responses: [(raw: String, status: Int, type: String?, body: String)] = [
         ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, nil, "hello"),
-        ("HTTP/1.1 404 Not Found\r\ncontent-LENGTH:  2 \r\nContent-Type: Application/JSON; x=y\r\n\r\n{}", 404, "application/json", "{}"),
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-LENGTH:  2 \r\nContent-Type: Application/JSON; x=y\r\n\r\n{}",
+            404, "application/json", "{}"
+        ),
         ("HTTP/1.0 200\nContent-Length: 0\n\n", 200, nil, ""),
         ("HTTP/1.1 204 No Content\r\n\r\n", 204, nil, ""),
         ("HTTP/1.1 100 Continue\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 200, nil, "x"),
@@ -67,16 +70,34 @@ import Testing
         ("HTTP/1.1 200 OK\r\nno colon\r\n", .malformed("a header line has no name")),
         ("HTTP/1.1 200 OK\r\n: x\r\n", .malformed("a header line has no name")),
         ("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n", .malformed("its Content-Length is not a number")),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n", .malformed("its Content-Length is not a number")),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n", .malformed("its Content-Length is not a number")),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n", .malformed("its Transfer-Encoding is not chunked")),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n",
+            .malformed("its Content-Length is not a number")
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+            .malformed("its Content-Length is not a number")
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n",
+            .malformed("its Transfer-Encoding is not chunked")
+        ),
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
             .malformed("it has both a Content-Length and a Transfer-Encoding")
         ),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", .malformed("a chunk size is not a number")),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n", .malformed("a chunk size is not a number")),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", .malformed("a chunk is longer than its size says")),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+            .malformed("a chunk size is not a number")
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
+            .malformed("a chunk size is not a number")
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
+            .malformed("a chunk is longer than its size says")
+        ),
         ("HTTP/1.1 200 OK\r\nX: " + String(repeating: "x", count: 40_000), .tooLarge("its head")),
         ("HTTP/1.1 200 OK\r\n" + String(repeating: "X: y\r\n", count: 8000), .tooLarge("its head")),
         (
@@ -84,7 +105,8 @@ import Testing
             .tooLarge("a chunk size line")
         ),
         (
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + String(repeating: "X: y\r\n", count: 8000),
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+                + String(repeating: "X: y\r\n", count: 8000),
             .tooLarge("its trailers")
         ),
     ]
@@ -142,7 +164,8 @@ import Testing
 
     @Test("An answer in two parts, wherever it is cut")
     func splits() throws {
-        let whole = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n6\r\n\": 42}\r\n0\r\n\r\n"
+        let whole =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n6\r\n\": 42}\r\n0\r\n\r\n"
         let next = Counter(0)
         let server = TestServer { _ in Reply(raw: whole, split: next.increment()) }
         defer { server.stop() }
@@ -192,7 +215,10 @@ import Testing
         arguments: [
             ("", "the connection ended in the middle of nothing: it sent no answer"),
             ("HTTP/1.1 200 OK\r\nContent-Le", "the connection ended in the middle of the head"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "the connection ended in the middle of the body, 7 bytes short"),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+                "the connection ended in the middle of the body, 7 bytes short"
+            ),
             ("220 smtp.example.com ESMTP\r\n", "the answer is not HTTP: it does not start with HTTP/"),
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "its JSON is wrong at line 1: "),
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "its JSON is wrong at line 1: "),
@@ -204,7 +230,8 @@ import Testing
         defer { server.stop() }
         let text = failure(ControlClient(path: server.path))
         #expect(
-            text.hasPrefix("what listens at \(server.path) does not answer as a mesh-agent does: \(expected)"),
+            text.hasPrefix(
+                "what listens at \(server.path) does not answer as a mesh-agent does: \(expected)"),
             "\(text)")
     }
 
@@ -213,10 +240,13 @@ import Testing
         let chunk = "100000\r\n" + String(repeating: " ", count: 1 << 20) + "\r\n"
         let server = TestServer { _ in
             Reply(
-                raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + String(repeating: chunk, count: 66))
+                raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    + String(repeating: chunk, count: 66))
         }
         defer { server.stop() }
-        #expect(failure(ControlClient(path: server.path)).hasSuffix("it has more than 64 MiB; narrow down what is asked for"))
+        #expect(
+            failure(ControlClient(path: server.path)).hasSuffix(
+                "it has more than 64 MiB; narrow down what is asked for"))
     }
 
     @Test("A stream's lines arrive one by one, wherever the stream is cut")
@@ -231,7 +261,10 @@ import Testing
         defer { server.stop() }
         for _ in 1..<whole.bytes.count {
             var lines: [JSONValue] = []
-            #expect(throws: Failure.noAgent("the agent at \(server.path) ended the stream; it was probably stopped")) {
+            #expect(
+                throws: Failure.noAgent(
+                    "the agent at \(server.path) ended the stream; it was probably stopped")
+            ) {
                 try ControlClient(path: server.path).follow("/") { lines.append($0) }
             }
             #expect(lines == [["a": 1], ["b": 2]])
@@ -253,9 +286,12 @@ import Testing
         let prefix = "what listens at PATH does not answer as a mesh-agent does: "
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
         #expect(
-            failure("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") == .noAgent(prefix + "it is not a stream of lines"))
+            failure("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                == .noAgent(prefix + "it is not a stream of lines"))
         #expect(
-            failure("HTTP/1.1 404 Not Found\r\nContent-Length: 38\r\n\r\n{\"error\":\"no such\",\"suggestion\":\"one\"}")
+            failure(
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 38\r\n\r\n{\"error\":\"no such\",\"suggestion\":\"one\"}"
+            )
                 == .refused("no such", suggestion: "one"))
         #expect(
             failure(head + "Content-Length: 100\r\n\r\n{}\n")

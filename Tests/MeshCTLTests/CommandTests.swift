@@ -9,22 +9,55 @@ import Testing
     private static let cases: [(arguments: [String], message: String, see: String)] = [
         ([], "a command is missing", "meshctl --help"),
         (["brekaer"], "unknown command brekaer; did you mean breaker?", "meshctl --help"),
-        (["breaker"], "breaker needs one of its commands: list, show, open, close and auto", "meshctl breaker --help"),
-        (["breaker", "opne", "x"], "unknown command breaker opne; did you mean breaker open?", "meshctl breaker --help"),
+        (
+            ["breaker"], "breaker needs one of its commands: list, show, open, close and auto",
+            "meshctl breaker --help"
+        ),
+        (
+            ["breaker", "opne", "x"], "unknown command breaker opne; did you mean breaker open?",
+            "meshctl breaker --help"
+        ),
         (["breaker", "show"], "SERVICE is missing", "meshctl breaker show --help"),
         (["breaker", "show", ""], "SERVICE is empty", "meshctl breaker show --help"),
         (["breaker", "open", "payments"], "--reason is missing", "meshctl breaker open --help"),
-        (["breaker", "open", "payments", "--reason", " \t"], "--reason is empty", "meshctl breaker open --help"),
-        (["breaker", "open", "payments", "--reson", "x"], "unknown option --reson; did you mean --reason?", "meshctl breaker open --help"),
-        (["breaker", "open", "payments", "--reason", "x", "--for", "10"], "--for: \"10\" needs a unit", "meshctl breaker open --help"),
-        (["breaker", "open", "payments", "--reason", "x", "--for", "0s"], "--for is zero", "meshctl breaker open --help"),
-        (["-o", "jsn", "status"], "-o is table or json, not \"jsn\"; did you mean json?", "meshctl status --help"),
+        (
+            ["breaker", "open", "payments", "--reason", " \t"], "--reason is empty",
+            "meshctl breaker open --help"
+        ),
+        (
+            ["breaker", "open", "payments", "--reson", "x"], "unknown option --reson; did you mean --reason?",
+            "meshctl breaker open --help"
+        ),
+        (
+            ["breaker", "open", "payments", "--reason", "x", "--for", "10"], "--for: \"10\" needs a unit",
+            "meshctl breaker open --help"
+        ),
+        (
+            ["breaker", "open", "payments", "--reason", "x", "--for", "0s"], "--for is zero",
+            "meshctl breaker open --help"
+        ),
+        (
+            ["-o", "jsn", "status"], "-o is table or json, not \"jsn\"; did you mean json?",
+            "meshctl status --help"
+        ),
         (["status", "now"], "unexpected argument \"now\"", "meshctl status --help"),
-        (["flows", "--trace", "12"], "--trace is 32 hex digits, not all zero, and not \"12\"", "meshctl flows --help"),
-        (["flows", "--trace", String(repeating: "0", count: 32)], "--trace is 32 hex digits", "meshctl flows --help"),
+        (
+            ["flows", "--trace", "12"], "--trace is 32 hex digits, not all zero, and not \"12\"",
+            "meshctl flows --help"
+        ),
+        (
+            ["flows", "--trace", String(repeating: "0", count: 32)], "--trace is 32 hex digits",
+            "meshctl flows --help"
+        ),
         (["trace", "bind"], "--pid is missing", "meshctl trace bind --help"),
-        (["trace", "bind", "--pid", "0"], "--pid is the number of a process, and not \"0\"", "meshctl trace bind --help"),
-        (["trace", "unbind", "--pid", "+5"], "--pid is the number of a process, and not \"+5\"", "meshctl trace unbind --help"),
+        (
+            ["trace", "bind", "--pid", "0"], "--pid is the number of a process, and not \"0\"",
+            "meshctl trace bind --help"
+        ),
+        (
+            ["trace", "unbind", "--pid", "+5"], "--pid is the number of a process, and not \"+5\"",
+            "meshctl trace unbind --help"
+        ),
         (["top", "--interval", "1ms"], "--interval is at least 100ms", "meshctl top --help"),
         (["top", "--count", "0"], "--count is a number of frames, and not \"0\"", "meshctl top --help"),
         (["top", "--once", "--count", "2"], "--once and --count exclude each other", "meshctl top --help"),
@@ -42,10 +75,12 @@ import Testing
         #expect(lines.last == "see '\(see)'")
     }
 
-    @Test("With -o json errors are JSON, on standard error", arguments: [
-        ["-o", "json", "brekaer"], ["brekaer", "-ojson"], ["status", "--output=json", "now"],
-        ["--control", "/nonexistent/x", "status", "--output", "json"],
-    ])
+    @Test(
+        "With -o json errors are JSON, on standard error",
+        arguments: [
+            ["-o", "json", "brekaer"], ["brekaer", "-ojson"], ["status", "--output=json", "now"],
+            ["--control", "/nonexistent/x", "status", "--output", "json"],
+        ])
     func jsonErrors(arguments: [String]) throws {
         let outcome = meshctl(arguments)
         #expect(outcome.code == (arguments.contains("--control") ? 3 : 2) && outcome.output == "")
@@ -65,7 +100,9 @@ import Testing
             #expect(help.code == 0 && help.output.contains("\nexamples:\n  # "), "\(command.path)")
             #expect(meshctl(["help"] + command.path) == help)
         }
-        #expect(overview.output.hasSuffix("Exit codes: 0 done, 1 the agent says no, 2 wrong usage, 3 no agent there.\n"))
+        #expect(
+            overview.output.hasSuffix(
+                "Exit codes: 0 done, 1 the agent says no, 2 wrong usage, 3 no agent there.\n"))
         #expect(meshctl(["help"]) == overview)
         #expect(meshctl(["breaker", "--help"]).output.contains("meshctl breaker COMMAND"))
     }
@@ -75,10 +112,12 @@ import Testing
         for command in Catalog.commands {
             for example in command.examples {
                 let words = example.line.split(separator: " ").map(String.init)
-                let start = try #require(words.firstIndex { $0.hasSuffix("meshctl") || $0.hasSuffix("(meshctl") })
+                let start = try #require(
+                    words.firstIndex { $0.hasSuffix("meshctl") || $0.hasSuffix("(meshctl") })
                 let line = words[(start + 1)...].prefix { !["|", ">"].contains($0) }
                 // A quoted reason of several words counts as one.
-                let quoted = line.joined(separator: " ").split(separator: "'", omittingEmptySubsequences: false)
+                let quoted = line.joined(separator: " ").split(
+                    separator: "'", omittingEmptySubsequences: false)
                 var arguments: [String] = []
                 for (index, part) in quoted.enumerated() {
                     let part = part.replacingOccurrences(of: "bash)", with: "bash")
@@ -94,9 +133,13 @@ import Testing
     private static let calls: [(arguments: [String], asked: Asked, answer: String, says: String)] = [
         (["status"], Asked(method: "GET", target: "/v1/status", body: ""), Fixture.status, "no problems"),
         (["services"], Asked(method: "GET", target: "/v1/services", body: ""), Fixture.services, "payments"),
-        (["breaker", "list"], Asked(method: "GET", target: "/v1/breakers", body: ""), Fixture.breakers, "failure_rate"),
         (
-            ["breaker", "show", "[fd00::1]:80"], Asked(method: "GET", target: "/v1/breakers/%5Bfd00%3A%3A1%5D%3A80", body: ""),
+            ["breaker", "list"], Asked(method: "GET", target: "/v1/breakers", body: ""), Fixture.breakers,
+            "failure_rate"
+        ),
+        (
+            ["breaker", "show", "[fd00::1]:80"],
+            Asked(method: "GET", target: "/v1/breakers/%5Bfd00%3A%3A1%5D%3A80", body: ""),
             Fixture.shown, "HISTORY"
         ),
         (
@@ -109,20 +152,27 @@ import Testing
         (
             ["breaker", "open", "search", "--reason", "why"],
             Asked(
-                method: "POST", target: "/v1/breakers/search/open", body: "{\"reason\":\"why\",\"for_seconds\":900}"),
+                method: "POST", target: "/v1/breakers/search/open",
+                body: "{\"reason\":\"why\",\"for_seconds\":900}"),
             Fixture.overridden, "to end it: meshctl breaker auto search"
         ),
         (
-            ["breaker", "auto", "payments"], Asked(method: "POST", target: "/v1/breakers/payments/auto", body: "{}"),
+            ["breaker", "auto", "payments"],
+            Asked(method: "POST", target: "/v1/breakers/payments/auto", body: "{}"),
             Fixture.payments, "payments is back to automatic: open (failure_rate)"
         ),
         (["flows"], Asked(method: "GET", target: "/v1/flows", body: ""), Fixture.flows, "10.0.0.5:8443"),
         (
             ["flows", "--service", "a b", "--trace", "4BF92F3577B34DA6A3CE929D0E0E4736"],
-            Asked(method: "GET", target: "/v1/flows?service=a%20b&trace=4bf92f3577b34da6a3ce929d0e0e4736", body: ""),
+            Asked(
+                method: "GET", target: "/v1/flows?service=a%20b&trace=4bf92f3577b34da6a3ce929d0e0e4736",
+                body: ""),
             Fixture.flows, "10.0.0.5:8443"
         ),
-        (["events"], Asked(method: "GET", target: "/v1/events", body: ""), Fixture.events, "override expired"),
+        (
+            ["events"], Asked(method: "GET", target: "/v1/events", body: ""), Fixture.events,
+            "override expired"
+        ),
         (["trace", "list"], Asked(method: "GET", target: "/v1/traces", body: ""), Fixture.traces, "4321"),
         (
             ["trace", "bind", "--pid", "42"],
@@ -133,7 +183,8 @@ import Testing
         (
             ["trace", "bind", "--pid", "42", "--trace", "4BF92f3577b34da6a3ce929d0e0e4736"],
             Asked(
-                method: "PUT", target: "/v1/traces/42", body: "{\"trace_id\":\"4bf92f3577b34da6a3ce929d0e0e4736\"}"),
+                method: "PUT", target: "/v1/traces/42",
+                body: "{\"trace_id\":\"4bf92f3577b34da6a3ce929d0e0e4736\"}"),
             "{\"pid\":42,\"trace_id\":\"4bf92f3577b34da6a3ce929d0e0e4736\"}", "new connections of pid 42"
         ),
         (
@@ -142,7 +193,9 @@ import Testing
         ),
     ]
 
-    @Test("Each command asks what it should, shows the answer, and as JSON nothing but the answer", arguments: calls)
+    @Test(
+        "Each command asks what it should, shows the answer, and as JSON nothing but the answer",
+        arguments: calls)
     func asks(arguments: [String], asked: Asked, answer: String, says: String) throws {
         let table = meshctl(arguments) { _ in .json(answer) }
         #expect(table.asked == [asked])
@@ -157,7 +210,8 @@ import Testing
     @Test("The agent says no: exit code 1, its reason and its suggestion")
     func refused() {
         let reply = Reply.json(
-            "{\"error\":\"there is no service \\\"paymets\\\"\",\"suggestion\":\"payments\"}", status: "404 Not Found")
+            "{\"error\":\"there is no service \\\"paymets\\\"\",\"suggestion\":\"payments\"}",
+            status: "404 Not Found")
         let (table, _) = meshctl(["breaker", "show", "paymets"]) { _ in reply }
         #expect(
             table
@@ -169,7 +223,8 @@ import Testing
             json
                 == Outcome(
                     code: 1, output: "",
-                    errors: "{\"error\":\"there is no service \\\"paymets\\\"\",\"suggestion\":\"payments\"}\n"))
+                    errors:
+                        "{\"error\":\"there is no service \\\"paymets\\\"\",\"suggestion\":\"payments\"}\n"))
     }
 
     @Test("Forcing a breaker that only observes warns, on standard error")
@@ -179,11 +234,13 @@ import Testing
         #expect(table.code == 0)
         #expect(
             table.errors
-                == "meshctl: warning: inventory is in mode observe: nothing will be rejected, whatever its state\n")
+                == "meshctl: warning: inventory is in mode observe: nothing will be rejected, whatever its state\n"
+        )
         let (json, _) = meshctl(arguments + ["-o", "json"]) { _ in .json(Fixture.observed) }
         #expect(
             json.errors
-                == "{\"warning\":\"inventory is in mode observe: nothing will be rejected, whatever its state\"}\n")
+                == "{\"warning\":\"inventory is in mode observe: nothing will be rejected, whatever its state\"}\n"
+        )
     }
 
     @Test("An answer that lacks something is no agent's that we know")
@@ -221,13 +278,17 @@ import Testing
         #expect(asked == [Asked(method: "GET", target: "/v1/flows?follow=1&service=payments", body: "")])
         #expect(table.code == 3)
         let lines = table.output.split(separator: "\n")
-        #expect(lines.count == 3 && lines[0].hasPrefix("TIME ") && lines[1].hasPrefix("03:04:05.123Z  request  client"))
+        #expect(
+            lines.count == 3 && lines[0].hasPrefix("TIME ")
+                && lines[1].hasPrefix("03:04:05.123Z  request  client"))
         let (json, _) = meshctl(["flows", "--follow", "-o", "json"]) { _ in .lines(Fixture.flowEvents) }
         #expect(json.output == Fixture.flowEvents.map { $0 + "\n" }.joined())
         #expect(json.errors.hasPrefix("{\"error\":\"the agent at "))
         let (events, _) = meshctl(["events", "--follow"]) { _ in .lines(Fixture.eventList) }
         #expect(events.output.split(separator: "\n").count == Fixture.eventList.count)
-        #expect(events.output.hasPrefix("2026-01-02 03:00:00Z  payments              closed → open (failure_rate)\n"))
+        #expect(
+            events.output.hasPrefix(
+                "2026-01-02 03:00:00Z  payments              closed → open (failure_rate)\n"))
     }
 
     @Test("Whoever reads the output may go: quietly, exit code 0")
@@ -263,12 +324,16 @@ import Testing
         #expect(Meshctl(console: console).run(["--help"]) == 1)
         let said = FileManager.default.contents(atPath: scratch.path + "/errors") ?? Data()
         #expect(
-            String(decoding: said, as: UTF8.self) == "meshctl: cannot write the output: No space left on device\n")
+            String(decoding: said, as: UTF8.self)
+                == "meshctl: cannot write the output: No space left on device\n")
     }
 
-    @Test("Colour only on a terminal, and not when it is not wanted", arguments: [
-        (["LANG": "C.UTF-8"], true), (["NO_COLOR": "1"], false), (["NO_COLOR": ""], true), (["TERM": "dumb"], false),
-    ] as [([String: String], Bool)])
+    @Test(
+        "Colour only on a terminal, and not when it is not wanted",
+        arguments: [
+            (["LANG": "C.UTF-8"], true), (["NO_COLOR": "1"], false), (["NO_COLOR": ""], true),
+            (["TERM": "dumb"], false),
+        ] as [([String: String], Bool)])
     func colour(variables: [String: String], expected: Bool) throws {
         let terminal = try Terminal(columns: 100, rows: 30)
         let console = Console(input: -1, output: terminal.inner, errors: -1, variables: variables)
@@ -280,11 +345,14 @@ import Testing
         #expect(!other.colour && other.width == nil && other.height == nil)
     }
 
-    @Test("The locale decides what may be printed", arguments: [
-        ([:], true), (["LANG": "C"], true), (["LANG": "en_US.UTF-8"], false), (["LANG": "de_DE.utf8"], false),
-        (["LANG": "en_US.UTF-8", "LC_ALL": "C"], true), (["LANG": "C", "LC_CTYPE": "C.UTF-8"], false),
-        (["LC_ALL": "", "LANG": "C.UTF-8"], false), (["LANG": "de_DE.UTF-8@euro"], false),
-    ] as [([String: String], Bool)])
+    @Test(
+        "The locale decides what may be printed",
+        arguments: [
+            ([:], true), (["LANG": "C"], true), (["LANG": "en_US.UTF-8"], false),
+            (["LANG": "de_DE.utf8"], false),
+            (["LANG": "en_US.UTF-8", "LC_ALL": "C"], true), (["LANG": "C", "LC_CTYPE": "C.UTF-8"], false),
+            (["LC_ALL": "", "LANG": "C.UTF-8"], false), (["LANG": "de_DE.UTF-8@euro"], false),
+        ] as [([String: String], Bool)])
     func locale(variables: [String: String], ascii: Bool) {
         #expect(Console(input: -1, output: -1, errors: -1, variables: variables).page().ascii == ascii)
     }
@@ -301,7 +369,8 @@ final class Terminal: Sendable {
         outer = open("/dev/ptmx", O_RDWR | O_NOCTTY)
         // TIOCSPTLCK and TIOCGPTN: macros that Swift does not import.
         var (lock, number): (Int32, UInt32) = (0, 0)
-        guard outer >= 0, ioctl(outer, 0x4004_5431, &lock) == 0, ioctl(outer, 0x8004_5430, &number) == 0 else {
+        guard outer >= 0, ioctl(outer, 0x4004_5431, &lock) == 0, ioctl(outer, 0x8004_5430, &number) == 0
+        else {
             throw NoTerminal()
         }
         inner = open("/dev/pts/\(number)", O_RDWR | O_NOCTTY)

@@ -53,7 +53,8 @@ enum Fixture {
 
     static let payments = breaker(
         "payments", "open", "enforce", "failure_rate", openUntil: "\"2026-01-02T03:04:08.200Z\"",
-        window: (340, 211, 3, 12), attempts: "{\"admitted\":812,\"rejected\":3456,\"probe\":4,\"would_reject\":0}")
+        window: (340, 211, 3, 12),
+        attempts: "{\"admitted\":812,\"rejected\":3456,\"probe\":4,\"would_reject\":0}")
 
     static let overridden = breaker(
         "search", "closed", "enforce", "override",
@@ -62,7 +63,8 @@ enum Fixture {
 
     static let observed = breaker(
         "inventory", "half_open", "observe", "deadline", window: (20, 1, 0, 0),
-        attempts: "{\"admitted\":100,\"rejected\":0,\"probe\":2,\"would_reject\":17}", probeShare: 0.1, successes: 3)
+        attempts: "{\"admitted\":100,\"rejected\":0,\"probe\":2,\"would_reject\":17}", probeShare: 0.1,
+        successes: 3)
 
     static let held = breaker("ledger", "closed", "enforce", "consecutive_failures", heldClosed: true)
 
@@ -132,7 +134,8 @@ enum Fixture {
     static func breaker(
         _ service: String, _ state: String, _ mode: String, _ reason: String, openUntil: String = "null",
         override: String = "null", window: (Int, Int, Int, Int) = (0, 0, 0, 0),
-        attempts: String = "{\"admitted\":0,\"rejected\":0,\"probe\":0,\"would_reject\":0}", probeShare: Double = 0,
+        attempts: String = "{\"admitted\":0,\"rejected\":0,\"probe\":0,\"would_reject\":0}",
+        probeShare: Double = 0,
         successes: Int = 0, heldClosed: Bool = false
     ) -> String {
         let (requests, failures, slow, row) = window

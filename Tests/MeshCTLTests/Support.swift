@@ -46,7 +46,8 @@ struct Reply: Sendable {
     }
 
     static func lines(_ lines: [String], ends: Bool = true) -> Reply {
-        var raw = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+        var raw =
+            "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
         for line in lines { raw += String(line.utf8.count + 1, radix: 16) + "\r\n\(line)\n\r\n" }
         return Reply(raw: raw + (ends ? "0\r\n\r\n" : ""), staysOpen: !ends)
     }
@@ -132,7 +133,8 @@ final class TestServer: @unchecked Sendable {
             let text = String(decoding: bytes, as: UTF8.self)
             if let end = text.range(of: "\r\n\r\n") {
                 let words = text.prefix { $0 != "\r\n" }.split(separator: " ")
-                let length = text[..<end.lowerBound].components(separatedBy: "Content-Length: ").dropFirst().first
+                let length = text[..<end.lowerBound].components(separatedBy: "Content-Length: ").dropFirst()
+                    .first
                     .flatMap { Int($0.prefix { $0.isNumber }) }
                 let body = String(text[end.upperBound...])
                 if body.utf8.count >= length ?? 0 {
@@ -163,7 +165,9 @@ func meshctl(_ arguments: [String], variables: [String: String] = ["LANG": "C.UT
     let console = Console(input: null, output: output, errors: errors, variables: variables)
     let code = Meshctl(console: console).run(arguments)
     func text(_ name: String) -> String {
-        String(decoding: FileManager.default.contents(atPath: scratch.path + "/" + name) ?? Data(), as: UTF8.self)
+        String(
+            decoding: FileManager.default.contents(atPath: scratch.path + "/" + name) ?? Data(), as: UTF8.self
+        )
     }
     return Outcome(code: code, output: text("output"), errors: text("errors"))
 }

@@ -30,7 +30,8 @@ import Testing
 
     @Test("As JSON, a frame is one object on one line")
     func json() throws {
-        let (outcome, _) = meshctl(["top", "--count", "2", "--interval", "100ms", "-o", "json"], agent: Self.agent)
+        let (outcome, _) = meshctl(
+            ["top", "--count", "2", "--interval", "100ms", "-o", "json"], agent: Self.agent)
         let lines = outcome.output.split(separator: "\n")
         #expect(lines.count == 2 && lines[0] == lines[1])
         let frame = try JSONValue.parse(Array(lines[0].utf8))
@@ -41,9 +42,12 @@ import Testing
     @Test("No agent: exit code 3, and the screen was never taken")
     func noAgent() throws {
         let terminal = try Terminal(columns: 80, rows: 24)
-        let console = Console(input: terminal.inner, output: terminal.inner, errors: terminal.inner, variables: [:])
+        let console = Console(
+            input: terminal.inner, output: terminal.inner, errors: terminal.inner, variables: [:])
         #expect(Meshctl(console: console).run(["--control", "/nonexistent/x", "top"]) == 3)
-        #expect(terminal.read(until: "--control").hasPrefix("meshctl: no agent: there is no socket at /nonexistent/x."))
+        #expect(
+            terminal.read(until: "--control").hasPrefix(
+                "meshctl: no agent: there is no socket at /nonexistent/x."))
     }
 
     @Test("On a terminal: the alternate screen, redrawn, left by q as it was found")
@@ -54,7 +58,8 @@ import Testing
         let ended = DispatchSemaphore(value: 0)
         let code = Counter(100)
         let console = Console(
-            input: terminal.inner, output: terminal.inner, errors: terminal.inner, variables: ["LANG": "C.UTF-8"])
+            input: terminal.inner, output: terminal.inner, errors: terminal.inner,
+            variables: ["LANG": "C.UTF-8"])
         let path = server.path
         Foundation.Thread.detachNewThread {
             if Meshctl(console: console).run(["--control", path, "top", "--interval", "100ms"]) == 0 {
@@ -81,15 +86,19 @@ import Testing
         let server = TestServer { asked in
             // The first frame is whole, the second fails, all later ones are whole.
             calls.increment() == 4
-                ? .json("{\"error\":\"stopping\",\"suggestion\":null}", status: "503 Unavailable") : Self.agent(asked)
+                ? .json("{\"error\":\"stopping\",\"suggestion\":null}", status: "503 Unavailable")
+                : Self.agent(asked)
         }
         defer { server.stop() }
         let terminal = try Terminal(columns: 80, rows: 24)
         let ended = DispatchSemaphore(value: 0)
-        let console = Console(input: terminal.inner, output: terminal.inner, errors: terminal.inner, variables: [:])
+        let console = Console(
+            input: terminal.inner, output: terminal.inner, errors: terminal.inner, variables: [:])
         let path = server.path
         Foundation.Thread.detachNewThread {
-            _ = Meshctl(console: console).run(["--control", path, "top", "--interval", "100ms", "--count", "3"])
+            _ = Meshctl(console: console).run([
+                "--control", path, "top", "--interval", "100ms", "--count", "3",
+            ])
             ended.signal()
         }
         let all = terminal.read(until: "\u{1B}[?1049l")

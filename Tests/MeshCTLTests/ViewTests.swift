@@ -8,7 +8,8 @@ import Testing
 @Suite struct ViewTests {
     static let statusCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
             agent        mesh-agent 0.1.0, pid 1234, up 3h13m
             kernel       6.18.44, ABI 1, cgroup /
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
@@ -26,7 +27,8 @@ import Testing
             """
         ),
         (
-            80, """
+            80,
+            """
             agent        mesh-agent 0.1.0, pid 1234, up 3h13m
             kernel       6.18.44, ABI 1, cgroup /
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
@@ -54,7 +56,8 @@ import Testing
 
     static let troubledCases: [(width: Int?, expected: String)] = [
         (
-            120, """
+            120,
+            """
             agent        mesh-agent 0.1.0, pid 1234, up 3h13m
             kernel       6.18.44, ABI 1, cgroup /
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
@@ -86,7 +89,7 @@ import Testing
             ! No interface has the tc hooks: no stamps, and no reset of rejected requests on established connections.
               Check "interfaces" in the configuration, and run `meshctl doctor`.
             """
-        ),
+        )
     ]
 
     @Test("The status says what is wrong and what to do", arguments: troubledCases)
@@ -97,7 +100,8 @@ import Testing
 
     static let servicesCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
             SERVICE                                                              KIND        ROLE      RATE  ERRORS    P50     P90    P99   REQUESTS  FAILED  BREAKER
             *:8080                                                               discovered  server     0/s       -      -       -      -          0       0  -
             a-service-with-a-name-that-goes-on-and-on.default.svc.cluster.local  configured  client   0.5/s      2%   10ms    20ms   30ms         99       2  closed (override)
@@ -106,7 +110,8 @@ import Testing
             """
         ),
         (
-            120, """
+            120,
+            """
             SERVICE                 KIND        ROLE      RATE  ERRORS    P50     P90    P99   REQUESTS  FAILED  BREAKER
             *:8080                  discovered  server     0/s       -      -       -      -          0       0  -
             a-service-with-a-name…  configured  client   0.5/s      2%   10ms    20ms   30ms         99       2  closed (override)
@@ -115,7 +120,8 @@ import Testing
             """
         ),
         (
-            80, """
+            80,
+            """
             SERVICE                ROLE      RATE  ERRORS    P50    P99  BREAKER
             *:8080                 server     0/s       -      -      -  -
             a-service-with-a-nam…  client   0.5/s      2%   10ms   30ms  closed (override)
@@ -127,13 +133,15 @@ import Testing
 
     @Test("Services: all, then cut, then without what matters least", arguments: servicesCases)
     func services(width: Int?, expected: String) throws {
-        let rows = try answer(Fixture.services).list("services") { row throws(Failure) in try ServiceRow(row) }
+        let rows = try answer(Fixture.services).list("services") { row throws(Failure) in try ServiceRow(row)
+        }
         #expect(text(Views.services(rows, on: page(width))) == expected)
     }
 
     static let breakersCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
             SERVICE    STATE      MODE     WHY           SINCE  REQUESTS  FAILED  SLOW  REJECTED  OVERRIDE
             inventory  half_open  observe  deadline      3m12s        20      5%    0%        25  -
             ledger     closed     enforce  held_closed   3m12s         0       -     -         6  -
@@ -142,7 +150,8 @@ import Testing
             """
         ),
         (
-            80, """
+            80,
+            """
             SERVICE    STATE      MODE     WHY           SINCE  FAILED  OVERRIDE
             inventory  half_open  observe  deadline      3m12s      5%  -
             ledger     closed     enforce  held_closed   3m12s       -  -
@@ -154,13 +163,15 @@ import Testing
 
     @Test("Breakers", arguments: breakersCases)
     func breakers(width: Int?, expected: String) throws {
-        let breakers = try answer(Fixture.breakers).list("breakers") { row throws(Failure) in try Breaker(row) }
+        let breakers = try answer(Fixture.breakers).list("breakers") { row throws(Failure) in try Breaker(row)
+        }
         #expect(text(Views.breakers(breakers, on: page(width), now: Fixture.now)) == expected)
     }
 
     static let singleCases: [(json: String, expected: String)] = [
         (
-            Fixture.shown, """
+            Fixture.shown,
+            """
             payments  open  (enforce)
             why          failure_rate, since 2026-01-02 03:00:53Z (3m12s ago)
             until        2026-01-02 03:04:08Z (in 3.2s), then half_open
@@ -182,7 +193,8 @@ import Testing
             """
         ),
         (
-            Fixture.overridden, """
+            Fixture.overridden,
+            """
             search  closed  (enforce)
             why          override, since 2026-01-02 03:00:53Z (3m12s ago)
             override     forced closed by root (pid 4321): "false alarm"
@@ -197,7 +209,8 @@ import Testing
             """
         ),
         (
-            Fixture.observed, """
+            Fixture.observed,
+            """
             inventory  half_open  (observe: nothing is rejected)
             why          deadline, since 2026-01-02 03:00:53Z (3m12s ago)
             probing      10% of attempts admitted, 3 successes
@@ -212,7 +225,8 @@ import Testing
             """
         ),
         (
-            Fixture.held, """
+            Fixture.held,
+            """
             ledger  closed  (enforce)
             why          consecutive_failures, since 2026-01-02 03:00:53Z (3m12s ago)
             held         its rules say open, but breakers.maxOpenShare of all breakers are
@@ -237,7 +251,8 @@ import Testing
 
     static let eventsCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
             2026-01-02 03:00:00Z  payments              closed → open (failure_rate)
             2026-01-02 03:00:05Z  payments              forced closed by root (pid 4321) until 2026-01-02 03:13:15Z: "false alarm"
             2026-01-02 03:02:00Z  payments              override expired, now closed
@@ -245,7 +260,7 @@ import Testing
             2026-01-02 03:03:10Z  payments              held closed: too many breakers are open (slow_calls)
             2026-01-02 03:03:20Z  payments              configuration reloaded by agent, now closed
             """
-        ),
+        )
     ]
 
     @Test("Each kind of event", arguments: eventsCases)
@@ -256,21 +271,24 @@ import Testing
 
     static let flowsCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
             SERVICE   ROLE    WORKLOAD      LOCAL           REMOTE           PROTO   AGE   SENT  RECEIVED  NOTES    TRACE
             payments  client  shop.service  10.0.0.1:43210  10.0.0.5:8443    http    12s  1.2kB     5.7MB  pending  4bf92f3577b34da6a3ce929d0e0e4736
             *:8080    server  web.service   [fd00::1]:8080  [fd00::2]:50000  tcp    1d2h     0B       12B  adopted  -
             """
         ),
         (
-            120, """
+            120,
+            """
             SERVICE   ROLE    WORKLOAD      LOCAL           REMOTE           PROTO   AGE   SENT  RECEIVED  NOTES    TRACE
             payments  client  shop.service  10.0.0.1:43210  10.0.0.5:8443    http    12s  1.2kB     5.7MB  pending  4bf92f3577b34da…
             *:8080    server  web.service   [fd00::1]:8080  [fd00::2]:50000  tcp    1d2h     0B       12B  adopted  -
             """
         ),
         (
-            80, """
+            80,
+            """
             SERVICE   ROLE    REMOTE           PROTO   AGE   SENT  RECEIVED  TRACE
             payments  client  10.0.0.5:8443    http    12s  1.2kB     5.7MB  4bf92f3577b34d…
             *:8080    server  [fd00::2]:50000  tcp    1d2h     0B       12B  -
@@ -280,20 +298,23 @@ import Testing
 
     @Test("Open connections", arguments: flowsCases)
     func flows(width: Int?, expected: String) throws {
-        let rows = try answer(Fixture.flows).list("connections") { row throws(Failure) in try Connection(row) }
+        let rows = try answer(Fixture.flows).list("connections") { row throws(Failure) in try Connection(row)
+        }
         #expect(text(Views.connections(rows, filtered: false, on: page(width))) == expected)
     }
 
     static let followedCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
             TIME           EVENT    ROLE    SERVICE               WORKLOAD              LOCAL                  REMOTE                 CODE       TOOK  DECISION      TRACE
             03:04:05.123Z  request  client  payments              shop.service          10.0.0.1:43210         10.0.0.5:8443          503      12.3ms  probe         4bf92f3577b34da6a3ce929d0e0e4736
             03:04:06.000Z  close    client  payments              shop.service          10.0.0.1:43210         10.0.0.5:8443          -             -  -             -
             """
         ),
         (
-            80, """
+            80,
+            """
             TIME           EVENT    ROLE    SERVICE       REMOTE                 CODE       TOOK  TRACE
             03:04:05.123Z  request  client  payments      10.0.0.5:8443          503      12.3ms  4bf92f3…
             03:04:06.000Z  close    client  payments      10.0.0.5:8443          -             -  -
@@ -314,11 +335,12 @@ import Testing
 
     static let tracesCases: [(width: Int?, expected: String)] = [
         (
-            nil, """
+            nil,
+            """
              PID  TRACE                             SINCE
             4321  4bf92f3577b34da6a3ce929d0e0e4736  1m00s
             """
-        ),
+        )
     ]
 
     @Test("Bindings", arguments: tracesCases)
@@ -329,7 +351,8 @@ import Testing
 
     static let framesCases: [(width: Int?, expected: String)] = [
         (
-            120, """
+            120,
+            """
             mesh-agent 0.1.0 up 3h13m  8 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
 
             SERVICE                                 ROLE       RATE  ERRORS     P50     P90     P99  REJECTED/S  BREAKER
@@ -348,7 +371,8 @@ import Testing
             """
         ),
         (
-            80, """
+            80,
+            """
             mesh-agent 0.1.0 up 3h13m  8 problems: meshctl status  lease EXPIRED  1 open
 
             SERVICE             ROLE       RATE  ERRORS     P50     P99  BREAKER
@@ -374,13 +398,15 @@ import Testing
         // 1,000 rejections more, two seconds later.
         let breakers = Fixture.breakers.replacingOccurrences(of: "3456", with: "4456")
         let second = try frame(Fixture.status, breakers, taken: 3)
-        let lines = first.lines(after: nil, on: page(width)) + [""] + second.lines(after: first, on: page(width))
+        let lines =
+            first.lines(after: nil, on: page(width)) + [""] + second.lines(after: first, on: page(width))
         #expect(text(lines) == expected)
     }
 
     static let doctorCases: [(width: Int?, expected: String)] = [
         (
-            120, """
+            120,
+            """
             kernel
               ✓ privileges               root
               ✗ tcx                      not there; clsact filters are used instead (optional)
@@ -395,7 +421,8 @@ import Testing
             """
         ),
         (
-            80, """
+            80,
+            """
             kernel
               ✓ privileges               root
               ✗ tcx                      not there; clsact filters are used instead
@@ -435,20 +462,24 @@ import Testing
     @Test("Where only ASCII may be printed, nothing else is")
     func ascii() throws {
         let page = page(80, ascii: true)
-        let services = try answer(Fixture.services).list("services") { row throws(Failure) in try ServiceRow(row) }
+        let services = try answer(Fixture.services).list("services") { row throws(Failure) in
+            try ServiceRow(row)
+        }
         let lines =
             DoctorView.lines(Self.checks, on: page) + Views.services(services, on: page)
             + Views.breaker(try Breaker(answer(Fixture.shown)), on: page, now: Fixture.now)
         #expect(lines.allSatisfy { $0.utf8.allSatisfy { (0x20..<0x7f).contains($0) } })
         #expect(lines.contains("  NO tcx                      not there; clsact filters are used instead"))
-        #expect(lines.contains("a-service-with-a-nam~  client   0.5/s      2%   10ms   30ms  closed (override)"))
+        #expect(
+            lines.contains("a-service-with-a-nam~  client   0.5/s      2%   10ms   30ms  closed (override)"))
         #expect(lines.contains("2026-01-02 03:00:00Z  closed -> open (failure_rate)"))
     }
 
     @Test("States have their colours, and colours take no columns")
     func colours() throws {
         let page = page(80, colour: true)
-        let rows = try answer(Fixture.services).list("services") { row throws(Failure) in try ServiceRow(row) }
+        let rows = try answer(Fixture.services).list("services") { row throws(Failure) in try ServiceRow(row)
+        }
         let lines = Views.services(rows, on: page)
         #expect(
             lines[4] == "payments               client  1.2k/s   \u{1B}[31m12.3%\u{1B}[0m  1.2ms  250ms  "
@@ -486,9 +517,11 @@ import Testing
     func hostileText() throws {
         let evil = "x\\u001b]0;owned\\u0007\\u202e\\n"
         let json = Fixture.breaker(evil, "open", "enforce", evil, openUntil: "\"\(evil)\"")
-            .replacingOccurrences(of: "\"override\":null", with: """
-                "override":{"state":"open","actor":"\(evil)","reason":"\(evil)","since":"\(evil)","expires_at":"\(evil)"}
-                """)
+            .replacingOccurrences(
+                of: "\"override\":null",
+                with: """
+                    "override":{"state":"open","actor":"\(evil)","reason":"\(evil)","since":"\(evil)","expires_at":"\(evil)"}
+                    """)
         let event = """
             {"time":"\(evil)","kind":"\(evil)","service":"\(evil)","from":"\(evil)","to":"\(evil)","reason":"\(evil)",
             "actor":"\(evil)","text":"\(evil)","expires_at":"\(evil)"}
@@ -503,7 +536,12 @@ import Testing
         lines += Views.events([try Event(answer(event))], on: page)
         for kind in ["transition", "override", "override_end", "reload", "held_closed"] {
             lines += Views.events(
-                [try Event(answer(event.replacingOccurrences(of: "\"kind\":\"\(evil)\"", with: "\"kind\":\"\(kind)\"")))],
+                [
+                    try Event(
+                        answer(
+                            event.replacingOccurrences(
+                                of: "\"kind\":\"\(evil)\"", with: "\"kind\":\"\(kind)\"")))
+                ],
                 on: page)
         }
         lines += Views.flow(try FlowEvent(answer(flow)), page: page).map(\.text)
@@ -511,7 +549,9 @@ import Testing
         lines += try frame(status, Fixture.breakers, taken: 1).lines(after: nil, on: page)
         for line in lines {
             for scalar in line.unicodeScalars {
-                #expect(scalar.value >= 0x20 && scalar.value != 0x7f && scalar.value != 0x202e, "in \(line.debugDescription)")
+                #expect(
+                    scalar.value >= 0x20 && scalar.value != 0x7f && scalar.value != 0x202e,
+                    "in \(line.debugDescription)")
             }
         }
         #expect(lines.contains { $0.contains("\u{FFFD}]0;owned\u{FFFD}") })
@@ -521,7 +561,8 @@ import Testing
     func hostileNumbers() throws {
         for number in ["1e308", "-1e308", "-1", "1e18", "0.1e-300"] {
             let rows = Fixture.services.replacingOccurrences(of: "1234.5", with: number)
-                .replacingOccurrences(of: "0.0012", with: number).replacingOccurrences(of: "1234567", with: number)
+                .replacingOccurrences(of: "0.0012", with: number).replacingOccurrences(
+                    of: "1234567", with: number)
             let status = Fixture.status.replacingOccurrences(of: "1234,", with: "\(number),")
                 .replacingOccurrences(of: "11580", with: number).replacingOccurrences(of: "0.4", with: number)
             let services = try answer(rows).list("services") { row throws(Failure) in try ServiceRow(row) }
