@@ -235,7 +235,7 @@ class Scenario:
         self.stage.stop(process)
         done = int(next(line.split()[0] for line in output.splitlines() if " requests in " in line))
         counted = self.agent.metrics().total(
-            "mesh_request_duration_seconds_count", service="catalog", role="client", workload=self._workload("loadtest")
+            "mesh_request_duration_seconds_count", service="catalog", role="client", workload="loadtest.service"
         )
         self.screen.say(f"wrk completed {done:,} requests; the agent counted {counted:,.0f}")
         # wrk drops what is under way when its time is up: at most one request a connection.
@@ -254,10 +254,6 @@ class Scenario:
         if not self.flows.wait(lambda flow: True, 5):
             raise NotSeen("meshctl flows --follow shows nothing, though callers call")
         self.first_followed = len(self.wire.items)
-
-    def _workload(self, service):
-        """The names that a workload may have: with or without its suffix."""
-        return (service, f"{service}.service")
 
     def _payments_fails(self):
         after = len(self.events.items)
@@ -356,7 +352,7 @@ class Scenario:
                 "mesh_request_duration_seconds_count",
                 service=service,
                 role="client",
-                workload=self._workload(name),
+                workload=f"{name}.service",
                 code=("200", "503"),
             )
             self._equal(f"requests of {service}", ends["ok"] + ends["failed"], answered)
