@@ -165,7 +165,8 @@ struct Breaker {
     let service: String
     let state: String
     let mode: String
-    let reason: String
+    /// Why it came to its state; nil: it has been in it from the start.
+    let reason: String?
     let since: String
     let openUntil: String?
     let probeShare: Double
@@ -181,7 +182,7 @@ struct Breaker {
         service = try answer.text("service")
         state = try answer.text("state")
         mode = try answer.text("mode")
-        reason = try answer.text("reason")
+        reason = try answer.optionalText("reason")
         since = try answer.text("since")
         openUntil = try answer.optionalText("open_until")
         probeShare = try answer.number("probe_share")

@@ -80,7 +80,9 @@ enum Views {
             table.add([
                 Cell(breaker.service), Cell(breaker.state, style(ofState: breaker.state)),
                 Cell(breaker.mode, breaker.mode == "enforce" ? .plain : .dim),
-                Cell(breaker.heldClosed ? "held_closed" : breaker.reason, breaker.heldClosed ? .red : .plain),
+                Cell(
+                    breaker.heldClosed ? "held_closed" : breaker.reason ?? "-",
+                    breaker.heldClosed ? .red : .plain),
                 Cell(ago(breaker.since, now)),
                 Cell(Format.count(window.requests)),
                 Cell(window.requests > 0 ? Format.percent(window.failureRatio) : "-"),
@@ -102,7 +104,10 @@ enum Views {
         func add(_ label: String, _ text: String) {
             lines.append(contentsOf: field(label, text, on: page))
         }
-        add("why", "\(breaker.reason), since \(Format.time(breaker.since)) (\(ago(breaker.since, now)) ago)")
+        add(
+            "why",
+            "\(breaker.reason ?? "never changed"), since \(Format.time(breaker.since)) (\(ago(breaker.since, now)) ago)"
+        )
         if breaker.heldClosed {
             add(
                 "held",
@@ -164,7 +169,7 @@ enum Views {
         let name = page.paint(breaker.service.harmless, .bold)
         let state = page.paint(breaker.state.harmless, style(ofState: breaker.state))
         guard let override = breaker.override else {
-            return ["\(name) is back to automatic: \(state) (\(breaker.reason.harmless))"]
+            return ["\(name) is back to automatic: \(state)"]
         }
         let word = page.paint(
             override.state == "open" ? "open" : "closed", override.state == "open" ? .red : .green)

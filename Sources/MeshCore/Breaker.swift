@@ -33,9 +33,9 @@ public struct Breaker: Sendable {
     public private(set) var consecutiveFailures: UInt32 = 0
     /// How many probes have succeeded since it became half-open.
     public private(set) var probeSuccesses: UInt32 = 0
-    /// Whether a trip rule is met and only the open-share limit keeps it closed. It opens with the first
-    /// outcome for which it may, if the rule is still met then.
-    public private(set) var heldClosed = false
+    /// The trip rule that is met while only the open-share limit keeps it closed; nil if it is not held. It
+    /// opens with the first outcome for which it may, if a rule is still met then.
+    public private(set) var heldReason: BreakerReason?
 
     private var window: SlidingWindow
     /// When an open breaker becomes half-open.
@@ -72,6 +72,9 @@ public struct Breaker: Sendable {
 
     /// Whether automation holds it open or half-open: what `BreakerOpenShare` counts.
     public var holdsOpen: Bool { automaticState != .closed }
+
+    /// Whether only the open-share limit keeps it closed; see `heldReason`.
+    public var heldClosed: Bool { heldReason != nil }
 
     /// Whether overrides may be forced on it: not in mode `off`.
     public var acceptsOverrides: Bool { policy.mode != .off }
@@ -142,7 +145,7 @@ public struct Breaker: Sendable {
             }
         }
         window.advance(to: now)
-        if heldClosed { heldClosed = metRule != nil }
+        if heldClosed { heldReason = metRule }
         return transitions
     }
 
@@ -163,12 +166,8 @@ public struct Breaker: Sendable {
             break
         case .closed:
             count(outcome, at: now)
-            if let rule = metRule {
-                heldClosed = !mayOpen
-                if mayOpen { open(rule, at: now, &transitions) }
-            } else {
-                heldClosed = false
-            }
+            heldReason = metRule
+            if mayOpen, let rule = heldReason { open(rule, at: now, &transitions) }
         case .halfOpen:
             guard outcome.probe || override?.forced == .close else { break }
             if ramp != .none {
@@ -254,7 +253,7 @@ public struct Breaker: Sendable {
             $0.automaticState = .open
             $0.openUntil = saturatingSum(now, duration)
             $0.ramp = .none
-            $0.heldClosed = false
+            $0.heldReason = nil
         }
         // Counted now, so that the next time it is twice as long unless it closes before.
         reopened = min(reopened + 1, 63)
@@ -278,7 +277,7 @@ public struct Breaker: Sendable {
         window.clear()
         consecutiveFailures = 0
         streakOfConnects = true
-        heldClosed = false
+        heldReason = nil
     }
 
     private mutating func probeSucceeded(at now: UInt64, _ transitions: inout [BreakerTransition]) {

@@ -159,7 +159,7 @@ import Testing
         (
             ["breaker", "auto", "payments"],
             Asked(method: "POST", target: "/v1/breakers/payments/auto", body: "{}"),
-            Fixture.payments, "payments is back to automatic: open (failure_rate)"
+            Fixture.payments, "payments is back to automatic: open"
         ),
         (["flows"], Asked(method: "GET", target: "/v1/flows", body: ""), Fixture.flows, "10.0.0.5:8443"),
         (

@@ -500,6 +500,21 @@ import Testing
         #expect(Views.services([], on: page(60)).allSatisfy { $0.count <= 60 })
     }
 
+    @Test("A breaker that has never changed has no reason")
+    func unchanged() throws {
+        let json = Fixture.held.replacingOccurrences(
+            of: "\"consecutive_failures\",\"since\"", with: "null,\"since\""
+        )
+        .replacingOccurrences(of: "\"held_closed\":true", with: "\"held_closed\":false")
+        let breaker = try Breaker(answer(json))
+        #expect(
+            Views.breaker(breaker, on: page(nil), now: Fixture.now)[1]
+                == "why          never changed, since 2026-01-02 03:00:53Z (3m12s ago)")
+        #expect(
+            Views.breakers([breaker], on: page(nil), now: Fixture.now)[1]
+                == "ledger   closed  enforce  -    3m12s         0       -     -         6  -")
+    }
+
     @Test("What a breaker's commands say they did")
     func done() throws {
         #expect(
@@ -510,7 +525,7 @@ import Testing
                 """)
         #expect(
             text(Views.overrideDone(try Breaker(answer(Fixture.payments)), on: page(nil), now: Fixture.now))
-                == "payments is back to automatic: open (failure_rate)")
+                == "payments is back to automatic: open")
     }
 
     @Test("No text from elsewhere reaches the terminal as a command")

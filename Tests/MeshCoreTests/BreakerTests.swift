@@ -218,6 +218,7 @@ struct BreakerHeldClosedTests {
         #expect(!story.breaker.heldClosed)
         story.see("F")
         #expect(story.breaker.heldClosed)
+        #expect(story.breaker.heldReason == .consecutiveFailures)
         #expect(story.breaker.state == .closed)
         story.see("FF")
         #expect(story.told == [])
