@@ -55,13 +55,18 @@ class Agent:
         while self._get("/readyz") is None:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise StageError(
-                    "the agent did not become ready; this may say why:\n"
-                    f"{self.log_tail()}\n{self._doctor()}"
+                    f"the agent did not become ready; this may say why:\n{self.last_words()}\n{self._doctor()}"
                 )
             time.sleep(0.05)
 
-    def log_tail(self):
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-10:])
+    def last_words(self):
+        """Whether it runs, and the end of its log."""
+        try:
+            state = f"the agent has ended with status {self.process.wait(0.5)}"
+        except subprocess.TimeoutExpired:
+            state = "the agent runs"
+        lines = self.log_path.read_text(errors="replace").splitlines()[-10:]
+        return "\n".join([f"{state}; its log ends with:", *lines])
 
     def _doctor(self):
         done = subprocess.run([BINARIES / "meshctl", "doctor"], capture_output=True, text=True)
@@ -84,7 +89,11 @@ class Agent:
     def follow(self, *words):
         """A meshctl command that goes on; its stdout has one JSON object a line."""
         return self.stage.start(
-            self._command("-o", "json", *words, "--follow"), "client", stdout=subprocess.PIPE, text=True
+            self._command("-o", "json", *words, "--follow"),
+            "client",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def _get(self, path):

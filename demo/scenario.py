@@ -38,6 +38,7 @@ class Lines:
     def __init__(self, process, each=None):
         self.items = []
         self.condition = threading.Condition()
+        self.ended = False
         self.process = process
         self.each = each
         self.thread = threading.Thread(target=self._read, daemon=True)
@@ -51,9 +52,12 @@ class Lines:
             with self.condition:
                 self.items.append(item)
                 self.condition.notify_all()
+        with self.condition:
+            self.ended = True
+            self.condition.notify_all()
 
     def wait(self, wanted, seconds, after=0):
-        """The first item from index `after` on that fits; None when time is up."""
+        """The first item from index `after` on that fits; None when time is up, or no more will come."""
         deadline = time.monotonic() + seconds
         with self.condition:
             while True:
@@ -61,8 +65,9 @@ class Lines:
                     if wanted(item):
                         return item
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.condition.wait(left):
+                if left <= 0 or self.ended:
                     return None
+                self.condition.wait(left)
 
 
 class Caller:
@@ -200,8 +205,7 @@ class Scenario:
         )
         if not seen:
             raise NotSeen(
-                f"the breaker of {service} did not become {to} in time. The agent's last words:\n"
-                + self.agent.log_tail()
+                f"the breaker of {service} did not become {to} in time; {self.agent.last_words()}"
             )
         return seen
 
@@ -231,7 +235,7 @@ class Scenario:
         self.stage.stop(process)
         done = int(next(line.split()[0] for line in output.splitlines() if " requests in " in line))
         counted = self.agent.metrics().total(
-            "mesh_request_duration_seconds_count", service="catalog", role="client", workload=self._workload("loadtest")
+            "mesh_request_duration_seconds_count", service="catalog", role="client", workload="loadtest.service"
         )
         self.screen.say(f"wrk completed {done:,} requests; the agent counted {counted:,.0f}")
         # wrk drops what is under way when its time is up: at most one request a connection.
@@ -251,10 +255,6 @@ class Scenario:
             raise NotSeen("meshctl flows --follow shows nothing, though callers call")
         self.first_followed = len(self.wire.items)
 
-    def _workload(self, service):
-        """The names that a workload may have: with or without its suffix."""
-        return (service, f"{service}.service")
-
     def _payments_fails(self):
         after = len(self.events.items)
         self.screen.begin("payments fails", "each answer is a 503 now; callers retry at once")
@@ -268,8 +268,8 @@ class Scenario:
         self._pause(0.5)
         seen = self.callers["payments"].reactions_ns
         if seen:
-            self.screen.say(f"a caller was refused {duration(seen[0] / 1e9)} after it got the deciding failure")
-            self._fact("first caller refused", f"{duration(seen[0] / 1e9)} after it had the deciding failure in hand")
+            self.screen.say(f"a caller was turned away {duration(seen[0] / 1e9)} after it got the deciding failure")
+            self._fact("first caller turned away", f"{duration(seen[0] / 1e9)} after it had the deciding failure in hand")
         self._transition("payments", "half_open", 5, after)
         self.screen.say("its time is up: the kernel lets a probe through, and payments still fails")
         reopened = self.events.wait(lambda event: event["reason"] == "probe_failed", min(5, self._left()), after)
@@ -352,7 +352,7 @@ class Scenario:
                 "mesh_request_duration_seconds_count",
                 service=service,
                 role="client",
-                workload=self._workload(name),
+                workload=f"{name}.service",
                 code=("200", "503"),
             )
             self._equal(f"requests of {service}", ends["ok"] + ends["failed"], answered)
@@ -390,7 +390,7 @@ class Scenario:
 
     def summary(self):
         lines = ["", f"What was measured, in {self.screen.elapsed():.0f} s:"]
-        lines += [f"  {what:<28} {value}" for what, value in self.facts]
+        lines += [f"  {what:<30} {value}" for what, value in self.facts]
         if self.problems:
             lines += ["", "NOT AS IT SHOULD BE: " + "; ".join(self.problems)]
         return "\n".join(lines)

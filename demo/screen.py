@@ -79,7 +79,7 @@ class Screen:
 
     def _plain_row(self, row):
         return (
-            f"{row['name']}: {row['rate_per_second']:.0f}/s, {row['error_ratio']:.0%} errors, "
+            f"{row['name']}: {row['rate_per_second']:.0f}/s, {row['error_ratio']:.1%} errors, "
             f"p50 {duration(row['p50_seconds'])}, p99 {duration(row['p99_seconds'])}"
             + (f", breaker {row['breaker']['state']}" if row["breaker"] else "")
         )
@@ -98,7 +98,7 @@ class Screen:
             if breaker:
                 forced = f"  (override: {breaker['override']['state']})" if breaker["override"] else ""
                 shown = f"{STATE_COLOURS.get(breaker['state'], '')}{breaker['state']}{PLAIN}{forced}"
-            errors = f"{row['error_ratio']:.0%}"
+            errors = f"{row['error_ratio']:.1%}"
             lines.append(
                 f"{row['name']:<12}{row['role']:<8}{row['rate_per_second']:>9.0f}"
                 f"{RED if row['error_ratio'] else ''}{errors:>8}{PLAIN}"
