@@ -57,6 +57,8 @@ static __noinline int end_request(
 	start = __sync_lock_test_and_set(&connection->request_start_ns, 0);
 	if (!start)
 		return 0;
+	if (outcome == MESH_OUTCOME_OK)
+		connection->answered = 1;
 	end.flags = decision_flags(connection, connection->decision);
 	if (connection->decision == MESH_DECISION_REJECTED) {
 		/* No tc hook was on its way, so it went through. */
@@ -72,6 +74,25 @@ static __noinline int end_request(
 	return emit(connection, tcp, &end);
 }
 
+/* A goodbye is short, and the client closes right behind it. */
+#define FAREWELL_BYTES 64
+#define FAREWELL_NS 10000000
+
+/*
+ * Called when the client ends its side: was what it sent last no request but a goodbye? Such are
+ * PostgreSQL's Terminate, memcached's quit, TLS 1.3's close_notify: nobody answers them, and the
+ * client does not wait. HTTP has none.
+ */
+static __always_inline void note_farewell(struct mesh_connection *connection)
+{
+	u64 start = connection->request_start_ns;
+
+	if (start && connection->answered && connection->protocol != MESH_PROTOCOL_HTTP &&
+		connection->request_bytes <= FAREWELL_BYTES &&
+		bpf_ktime_get_ns() - start <= FAREWELL_NS)
+		connection->farewell = 1;
+}
+
 /*
  * Ends the pending request of a connection that ends. A response that had begun, too short to
  * tell whether it is HTTP, counts as one.
@@ -81,7 +102,9 @@ static __always_inline void abandon_request(
 {
 	if (!connection->request_start_ns)
 		return;
-	if (connection->status_len)
+	if (connection->farewell)
+		__sync_lock_test_and_set(&connection->request_start_ns, 0);
+	else if (connection->status_len)
 		end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
 	else
 		end_request(connection, tcp, outcome, 0, bpf_ktime_get_ns());

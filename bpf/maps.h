@@ -47,7 +47,10 @@ struct mesh_connection {
 	u8 stamped;	 /* the stamp was written and counted */
 	u8 foreign_hdr;	 /* somebody else wants header-option callbacks too: leave them on */
 	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
-	u8 pad[5];
+	u8 answered;	 /* response direction: some request has had its response */
+	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
+	u8 pad[7];
+	u32 request_bytes; /* request direction: payload of the pending request so far */
 	u8 trace_id[16];
 };
 

@@ -208,6 +208,10 @@ static __noinline bool begins_request(
 		connection->protocol = MESH_PROTOCOL_TLS;
 		return false; /* a handshake is no request */
 	}
+	/* memcached's goodbye, at which the server closes (doc/protocol.txt, "quit"). */
+	if (packet->payload == 6 && head[0] == 'q' && head[1] == 'u' && head[2] == 'i' &&
+		head[3] == 't' && head[4] == '\r' && head[5] == '\n')
+		return false;
 	/* A method of three to eight capitals and a space; fewer bytes may be the start of one. */
 	for (u32 i = 0; i < sizeof(head); i++) {
 		if (i >= packet->payload) {
@@ -235,8 +239,14 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 {
 	u8 decision = MESH_DECISION_ADMITTED;
 
-	if (connection->request_start_ns || !begins_request(skb, connection, packet))
+	if (connection->request_start_ns) {
+		connection->request_bytes += packet->payload;
 		return;
+	}
+	if (!begins_request(skb, connection, packet))
+		return;
+	connection->request_bytes = packet->payload;
+	connection->farewell = 0;
 	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
 		if (connection->probe_connect) {
 			/* The connect() was the probe; this is what it was for. */
@@ -431,6 +441,10 @@ static __always_inline void on_end(struct mesh_connection *connection, struct bp
 
 	if (!tcp)
 		return;
+	/* A client's FIN may be only half a close, so here it is noted and not yet decided on. */
+	if (!response && (connection->role == MESH_ROLE_SERVER || (packet->flags & TCP_RST) ||
+				 connection->adopted))
+		note_farewell(connection);
 	if (packet->flags & TCP_RST) {
 		/* A received one is believed when the socket closes by it, if sock_ops will say so.
 		 */

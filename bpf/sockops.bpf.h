@@ -183,8 +183,11 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 		end_connection(connection, tcp, outcome_of(sock_of(tcp)->sk_err));
 	} else if (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK) {
 		/* close() and not shutdown(): nobody will read the response. */
-		if (sock_of(tcp)->sk_shutdown == SHUTDOWN_MASK)
+		if (sock_of(tcp)->sk_shutdown == SHUTDOWN_MASK) {
+			if (connection->role == MESH_ROLE_CLIENT)
+				note_farewell(connection);
 			abandon_request(connection, tcp, MESH_OUTCOME_ABORTED);
+		}
 	}
 }
 
