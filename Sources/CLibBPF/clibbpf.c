@@ -60,19 +60,19 @@ struct bpf_object *clibbpf_open(const void *bytes, size_t size, const char *name
 }
 
 int clibbpf_load(enum bpf_prog_type type, enum bpf_attach_type attach, const char *name,
-		 const char *license, const struct bpf_insn *code, size_t count, __u32 btf_id,
-		 char *log, __u32 log_size)
+	const char *license, const struct bpf_insn *code, size_t count, __u32 btf_id, char *log,
+	__u32 log_size)
 {
 	LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = attach,
-		    .attach_btf_id = btf_id, .log_buf = log, .log_size = log_size,
-		    .log_level = log_size ? 1 : 0);
+		.attach_btf_id = btf_id, .log_buf = log, .log_size = log_size,
+		.log_level = log_size ? 1 : 0);
 	if (log_size)
 		log[0] = 0;
 	return bpf_prog_load(type, name, license, code, count, &options);
 }
 
 int clibbpf_create_map(enum bpf_map_type type, const char *name, __u32 key_size, __u32 value_size,
-		       __u32 max_entries, __u32 flags)
+	__u32 max_entries, __u32 flags)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
 	return bpf_map_create(type, name, key_size, value_size, max_entries, &options);
@@ -80,7 +80,8 @@ int clibbpf_create_map(enum bpf_map_type type, const char *name, __u32 key_size,
 
 int clibbpf_link_map_iterator(int program, int map)
 {
-	union bpf_iter_link_info info = { .map = { .map_fd = map } };
-	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
+	union bpf_iter_link_info info = {.map = {.map_fd = map}};
+	LIBBPF_OPTS(
+		bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
 	return bpf_link_create(program, 0, BPF_TRACE_ITER, &options);
 }

@@ -80,7 +80,8 @@ int foreign_drop(struct __sk_buff *skb)
 {
 	struct segment segment;
 
-	if (!parse(skb, &segment) && (segment.source == FOREIGN_PORT || segment.destination == FOREIGN_PORT)) {
+	if (!parse(skb, &segment) &&
+		(segment.source == FOREIGN_PORT || segment.destination == FOREIGN_PORT)) {
 		count(1);
 		return TC_ACT_SHOT;
 	}

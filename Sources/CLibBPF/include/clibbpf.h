@@ -18,11 +18,11 @@ struct bpf_object *clibbpf_open(const void *bytes, size_t size, const char *name
 
 /* Loads a program from instructions. `log` gets the verifier's words, zero-terminated. */
 int clibbpf_load(enum bpf_prog_type type, enum bpf_attach_type attach, const char *name,
-		 const char *license, const struct bpf_insn *code, size_t count, __u32 btf_id,
-		 char *log, __u32 log_size);
+	const char *license, const struct bpf_insn *code, size_t count, __u32 btf_id, char *log,
+	__u32 log_size);
 
 int clibbpf_create_map(enum bpf_map_type type, const char *name, __u32 key_size, __u32 value_size,
-		       __u32 max_entries, __u32 flags);
+	__u32 max_entries, __u32 flags);
 
 /* bpf_link_create() of an iterator over the elements of a map. */
 int clibbpf_link_map_iterator(int program, int map);
