@@ -39,7 +39,7 @@ test: ## Build, then run every test: unit, real kernel, real servers
 
 unit: ## Run the unit tests alone (no root)
 	$(call bootstrap,build)
-	@$(swift) test
+	@$(swift) test --quiet
 
 kernel: build ## Run the tests on the real kernel alone (root)
 	$(call bootstrap,test)
