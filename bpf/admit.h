@@ -18,7 +18,8 @@ static __always_inline bool is_probe(
 		tally->last_probe_ns = now;
 		return true;
 	}
-	return now - last >= breaker->probe_interval_ns &&
+	/* Signed: another CPU may have stored a later time by now. */
+	return (s64)(now - last) >= (s64)breaker->probe_interval_ns &&
 	       __sync_val_compare_and_swap(&tally->last_probe_ns, last, now) == last;
 }
 
@@ -40,11 +41,15 @@ static __noinline enum mesh_decision admit(u32 service, enum mesh_point point)
 	struct mesh_breaker *breaker = bpf_map_lookup_elem(&breakers, &service);
 	struct mesh_attempts *tally = bpf_map_lookup_elem(&attempts, &service);
 	enum mesh_decision decision;
+	u8 state, override;
 	u64 now;
 
 	if (!breaker || !tally)
 		return MESH_DECISION_ADMITTED;
-	if (breaker->state == MESH_STATE_CLOSED && breaker->override_state == MESH_OVERRIDE_NONE)
+	/* Once each: the agent may write in between. */
+	state = *(volatile u8 *)&breaker->state;
+	override = *(volatile u8 *)&breaker->override_state;
+	if (state == MESH_STATE_CLOSED && override == MESH_OVERRIDE_NONE)
 		return MESH_DECISION_ADMITTED;
 	if (breaker->mode == MESH_MODE_OFF)
 		return MESH_DECISION_ADMITTED;
@@ -52,13 +57,13 @@ static __noinline enum mesh_decision admit(u32 service, enum mesh_point point)
 		return MESH_DECISION_ADMITTED;
 
 	now = bpf_ktime_get_ns();
-	if (breaker->override_state != MESH_OVERRIDE_NONE && now < breaker->override_until_ns) {
-		if (breaker->override_state == MESH_OVERRIDE_CLOSE)
+	if (override != MESH_OVERRIDE_NONE && now < breaker->override_until_ns) {
+		if (override == MESH_OVERRIDE_CLOSE)
 			return MESH_DECISION_ADMITTED;
 		decision = MESH_DECISION_REJECTED;
-	} else if (breaker->state == MESH_STATE_CLOSED || now >= control.lease_until_ns) {
+	} else if (state == MESH_STATE_CLOSED || now >= control.lease_until_ns) {
 		return MESH_DECISION_ADMITTED;
-	} else if (breaker->state == MESH_STATE_OPEN && now < breaker->open_until_ns) {
+	} else if (state == MESH_STATE_OPEN && now < breaker->open_until_ns) {
 		decision = MESH_DECISION_REJECTED;
 	} else {
 		decision = is_probe(breaker, tally, now) ? MESH_DECISION_PROBE

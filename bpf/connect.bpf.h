@@ -9,8 +9,6 @@
 #include "admit.h"
 #include "connection.h"
 
-#define DNS_PORT 53
-
 /* The caller's bound trace ID, its thread's before its process's; else a fresh random one. */
 static __always_inline void choose_trace(u8 *trace_id)
 {
@@ -58,6 +56,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 	__builtin_memset(connection, 0, sizeof(*connection));
 	connection->role = MESH_ROLE_CLIENT;
 	connection->service = find_service(address, port, MESH_ROLE_CLIENT);
+	connection->generation = control.generation;
 	connection->workload = workload_of(tcp);
 	connection->exempt = port == DNS_PORT ||
 			     bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||

@@ -50,21 +50,23 @@ static __noinline int end_request(
 	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome, u16 status, u64 until)
 {
 	struct ending end = {.kind = MESH_EVENT_REQUEST};
+	u8 decision;
 	u64 start;
 
 	if (!connection)
 		return 0;
+	/* Before it is released: the other direction may begin the next one right after. */
+	decision = connection->decision;
 	start = __sync_lock_test_and_set(&connection->request_start_ns, 0);
 	if (!start)
 		return 0;
 	if (outcome == MESH_OUTCOME_OK)
 		connection->answered = 1;
-	end.flags = decision_flags(connection, connection->decision);
-	if (connection->decision == MESH_DECISION_REJECTED) {
+	end.flags = decision_flags(connection, decision);
+	if (decision == MESH_DECISION_REJECTED) {
 		/* No tc hook was on its way, so it went through. */
 		end.flags |= MESH_SAMPLE_UNENFORCED;
 		count(MESH_COUNTER_UNENFORCED);
-		connection->decision = MESH_DECISION_ADMITTED;
 	}
 	end.outcome = outcome;
 	end.status = status;

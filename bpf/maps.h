@@ -45,12 +45,17 @@ struct mesh_connection {
 	u8 status_len;	 /* response direction: bytes of `status` that are filled */
 	u8 status[12];	 /* response direction: "HTTP/1.1 200" as it comes */
 	u8 stamped;	 /* the stamp was written and counted */
-	u8 foreign_hdr;	 /* somebody else wants header-option callbacks too: leave them on */
+	u8 want_stamp;	 /* its SYNs are to be stamped */
+	u8 our_hdr;	 /* header callbacks are on because of us, and ours to switch off */
 	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
 	u8 answered;	 /* response direction: some request has had its response */
 	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
-	u8 pad[7];
+	u8 began;	 /* request direction: some request has begun */
+	u8 pad;
+	u32 claimed;	   /* taken by whoever adopts the connection */
+	u32 generation;	   /* request direction: of the endpoints that `service` is from */
 	u32 request_bytes; /* request direction: payload of the pending request so far */
+	u32 pad2;
 	u8 trace_id[16];
 };
 
@@ -70,7 +75,8 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MESH_MAX_ENDPOINTS);
+	/* Twice, because a reload adds before it removes. */
+	__uint(max_entries, 2 * MESH_MAX_ENDPOINTS);
 	__type(key, struct mesh_endpoint);
 	__type(value, u32);
 } endpoints SEC(".maps");
@@ -79,7 +85,8 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MESH_MAX_ENDPOINTS);
+	/* Twice, because a reload adds before it removes. */
+	__uint(max_entries, 2 * MESH_MAX_ENDPOINTS);
 	__type(key, struct mesh_prefix);
 	__type(value, u32);
 } prefixes SEC(".maps");
@@ -97,7 +104,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 32768);
 	__type(key, struct mesh_network);
 	__type(value, u8);
 } exempt SEC(".maps");
@@ -106,7 +113,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 32768);
 	__type(key, struct mesh_network);
 	__type(value, u8);
 } scope SEC(".maps");

@@ -5,6 +5,8 @@
 
 #include "events.h"
 
+#define DNS_PORT 53 /* RFC 7766; no breaker may cut a node off from names */
+
 static __always_inline bool in_networks(void *trie, const u8 *address)
 {
 	struct mesh_network key = {.length = 128};

@@ -13,8 +13,10 @@
 /* Byte counts of a connection that moves data without requests are reported this often. */
 #define BYTES_STEP (1024 * 1024)
 
-#define TLS_CHANGE_CIPHER_SPEC 20 /* RFC 8446, 5.1: the record types */
-#define TLS_HANDSHAKE 22
+/* How long after a connect() that was a probe its first request is part of it. */
+#define PROBE_PASS_NS 1000000000
+
+#define TLS_HANDSHAKE 22 /* RFC 8446, 5.1: the record types */
 #define TLS_APPLICATION_DATA 23
 
 /* "HTTP/1.1 200": RFC 9112, 4, as far as the status code. */
@@ -70,17 +72,6 @@ static __noinline int receive_stamp(
 
 	if (!tcp || !packet)
 		return 0;
-	length = packet->payload_offset - packet->tcp_offset - sizeof(header);
-	if (length < MESH_STAMP_LENGTH || length > OPTIONS_BYTES)
-		return 0;
-	if (bpf_skb_load_bytes(skb, packet->tcp_offset + sizeof(header), search.options, length))
-		return 0;
-	search.length = length;
-	bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
-	if (!search.found || search.found > OPTIONS_BYTES - sizeof(trace_id))
-		return 0;
-	__builtin_memcpy(trace_id, &search.options[search.found], sizeof(trace_id));
-
 	if (bpf_skb_load_bytes(skb, packet->tcp_offset, &header, sizeof(header)))
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
@@ -98,14 +89,27 @@ static __noinline int receive_stamp(
 				tuple.local_address, 16))
 			return 0;
 	}
-	if (!in_networks(&scope, tuple.remote_address)) {
-		count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
-		return 0;
-	}
 	tuple.remote_port = bpf_ntohs(header.source);
 	tuple.local_port = bpf_ntohs(header.destination);
 	tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
-	bpf_map_update_elem(&stamps, &tuple, trace_id, BPF_ANY);
+
+	length = packet->payload_offset - packet->tcp_offset - sizeof(header);
+	if (length >= MESH_STAMP_LENGTH && length <= OPTIONS_BYTES &&
+		!bpf_skb_load_bytes(
+			skb, packet->tcp_offset + sizeof(header), search.options, length)) {
+		search.length = length;
+		bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
+	}
+	if (search.found && search.found <= OPTIONS_BYTES - sizeof(trace_id)) {
+		if (in_networks(&scope, tuple.remote_address)) {
+			__builtin_memcpy(trace_id, &search.options[search.found], sizeof(trace_id));
+			bpf_map_update_elem(&stamps, &tuple, trace_id, BPF_ANY);
+			return 0;
+		}
+		count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
+	}
+	/* What an earlier SYN of these ports left is not this one's. */
+	bpf_map_delete_elem(&stamps, &tuple);
 	return 0;
 }
 
@@ -129,8 +133,9 @@ static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bp
 		count(MESH_COUNTER_LOST_STORAGE);
 		return NULL;
 	}
-	if (tcp->is_mptcp)
-		return connection; /* its role stays IGNORED */
+	/* The first packets of both directions may come here at the same time. */
+	if (tcp->is_mptcp || __sync_lock_test_and_set(&connection->claimed, 1))
+		return connection; /* its role stays IGNORED, or is being found */
 
 	read_tuple(&tuple, sock_of(tcp));
 	/* Remote port 0 matches no connection, so only a listener can be found. */
@@ -162,12 +167,13 @@ static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bp
 		connection->service =
 			find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
 		connection->exempt =
-			tuple.remote_port == 53 || in_networks(&exempt, tuple.remote_address);
+			tuple.remote_port == DNS_PORT || in_networks(&exempt, tuple.remote_address);
 	} else {
 		connection->service =
 			find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
 	}
 	connection->adopted = 1;
+	connection->generation = control.generation;
 	connection->phase = PHASE_ESTABLISHED;
 	connection->workload = workload_of(tcp);
 	connection->opened_ns = bpf_ktime_get_ns();
@@ -234,6 +240,35 @@ static __noinline bool begins_request(
 	return true;
 }
 
+/*
+ * The endpoints have changed since this connection's service was found: a reload reaches the pools
+ * that live for days, too. For the counts, it leaves the old service and joins the new one.
+ */
+static __noinline int find_service_again(struct mesh_connection *connection, struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct mesh_tuple tuple;
+	u32 service;
+
+	if (!connection || !tcp)
+		return 0;
+	connection->generation = control.generation;
+	read_tuple(&tuple, sock_of(tcp));
+	if (connection->role == MESH_ROLE_CLIENT) {
+		service = find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
+		connection->exempt =
+			tuple.remote_port == DNS_PORT || in_networks(&exempt, tuple.remote_address);
+	} else {
+		service = find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
+	}
+	if (service == connection->service)
+		return 0;
+	note(connection, tcp, MESH_EVENT_CLOSE, MESH_OUTCOME_OK);
+	connection->service = service;
+	note(connection, tcp, MESH_EVENT_ADOPT, MESH_OUTCOME_OK);
+	return 0;
+}
+
 static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connection *connection,
 	struct bpf_sock *sk, const struct packet *packet)
 {
@@ -247,16 +282,23 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 		return;
 	connection->request_bytes = packet->payload;
 	connection->farewell = 0;
+	if (connection->generation != control.generation)
+		find_service_again(connection, sk);
 	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
-		if (connection->probe_connect) {
-			/* The connect() was the probe; this is what it was for. */
-			connection->probe_connect = 0;
+		/* The connect() was the probe, and this is what it was for, unless it was long ago.
+		 */
+		bool pass = connection->probe_connect &&
+			    bpf_ktime_get_ns() - connection->opened_ns < PROBE_PASS_NS;
+
+		connection->probe_connect = 0;
+		if (pass) {
 			decision = MESH_DECISION_PROBE;
 			count_attempt(connection->service, MESH_POINT_REQUEST, MESH_DECISION_PROBE);
 		} else {
 			decision = admit(connection->service, MESH_POINT_REQUEST);
 		}
 	}
+	connection->began = 1;
 	connection->decision = decision;
 	connection->interim = 0;
 	connection->status_len = 0;
@@ -337,6 +379,14 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 		}
 		filled += taken;
 	}
+	if (connection->role == MESH_ROLE_SERVER && !connection->tls &&
+		connection->status[0] == TLS_HANDSHAKE && connection->status[1] == 3) {
+		/* The request that came as the socket was made was a handshake. */
+		connection->tls = 1;
+		connection->protocol = MESH_PROTOCOL_TLS;
+		__sync_lock_test_and_set(&connection->request_start_ns, 0);
+		return 0;
+	}
 	if (!is_status_line(connection->status, filled)) {
 		/* Between an interim response and the final one, this is the former's header. */
 		connection->status_len = 0;
@@ -377,7 +427,10 @@ static __always_inline bool take_new_bytes(
 	u32 end = packet->sequence + packet->payload, next, seen;
 
 	if (egress) {
+		/* New data leaves in order, so a gap is a packet that was not seen here. */
 		next = connection->out_next;
+		if (after(packet->sequence, next))
+			next = packet->sequence;
 	} else {
 		next = connection->in_next;
 		if (packet->sequence != next) {
@@ -404,16 +457,23 @@ static __always_inline bool take_new_bytes(
 static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connection *connection,
 	struct bpf_sock *sk, struct packet *packet, bool egress)
 {
-	struct tcp_sock *tcp;
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 
+	if (!tcp)
+		return;
 	if (egress == (connection->role == MESH_ROLE_CLIENT)) {
 		on_request(skb, connection, sk, packet);
-	} else if (connection->request_start_ns) {
+	} else {
 		u32 offset = packet->payload_offset, left = packet->payload;
 
-		tcp = bpf_skc_to_tcp_sock(sk);
+		/* The first request came on another CPU while the socket was being made. */
+		if (!connection->began && connection->role == MESH_ROLE_SERVER &&
+			!connection->adopted && after(tcp->rcv_nxt, connection->in_next)) {
+			connection->began = 1;
+			connection->request_start_ns = connection->opened_ns;
+		}
 		/* An interim response or two may come in one segment with the final one. */
-		for (int i = 0; tcp && i < 4; i++) {
+		for (int i = 0; i < 4 && connection->request_start_ns; i++) {
 			u32 taken = on_response(skb, connection, tcp, offset, left);
 
 			if (!taken || taken >= left)
@@ -421,15 +481,11 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 			offset += taken;
 			left -= taken;
 		}
-	} else if (packet->payload > 512) {
-		/* A body: look at the byte counts, which no request end reports. */
-		tcp = bpf_skc_to_tcp_sock(sk);
-		if (tcp &&
-			(tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
-				tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >=
-					BYTES_STEP))
-			note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
 	}
+	/* A long body, or a stream without requests: the byte counts move on all the same. */
+	if (tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
+		tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP)
+		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
 }
 
 /* FIN and RST, after the payload that came with them. */

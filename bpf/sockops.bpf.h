@@ -39,16 +39,21 @@ static __always_inline void want_stamp(struct bpf_sock_ops *ctx, struct mesh_con
 		count(MESH_COUNTER_STAMP_SENT_NO_ROOM);
 		return;
 	}
-	connection->foreign_hdr = (*flags & BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG) != 0;
-	*flags |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
+	connection->want_stamp = 1;
+	if (!(*flags & BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG)) {
+		connection->our_hdr = 1;
+		*flags |= BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
+	}
 }
 
 static __always_inline void stop_stamping(
 	struct bpf_sock_ops *ctx, struct mesh_connection *connection)
 {
-	if (!connection->foreign_hdr)
-		bpf_sock_ops_cb_flags_set(
-			ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	if (!connection->our_hdr)
+		return;
+	connection->our_hdr = 0;
+	bpf_sock_ops_cb_flags_set(
+		ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 }
 
 /* A SYN is about to be made. */
@@ -80,7 +85,8 @@ static __always_inline void reserve_stamp(struct bpf_sock_ops *ctx, struct bpf_s
 	if (!(ctx->skb_tcp_flags & TCP_SYN) || (ctx->skb_tcp_flags & TCP_ACK))
 		return;
 	connection = connection_of(sk);
-	if (!connection || connection->role != MESH_ROLE_CLIENT)
+	/* Also called when only another program asked for it. */
+	if (!connection || connection->role != MESH_ROLE_CLIENT || !connection->want_stamp)
 		return;
 	if (bpf_reserve_hdr_opt(ctx, MESH_STAMP_LENGTH, 0)) {
 		if (!connection->stamped)
@@ -97,7 +103,8 @@ static __always_inline void write_stamp(struct bpf_sock_ops *ctx, struct bpf_soc
 	if (!(ctx->skb_tcp_flags & TCP_SYN) || (ctx->skb_tcp_flags & TCP_ACK))
 		return;
 	connection = connection_of(sk);
-	if (!connection || connection->role != MESH_ROLE_CLIENT)
+	/* Also called when only another program asked for it. */
+	if (!connection || connection->role != MESH_ROLE_CLIENT || !connection->want_stamp)
 		return;
 	stamp.experiment = bpf_htons(MESH_STAMP_EXPERIMENT);
 	copy16(stamp.trace_id, connection->trace_id);
@@ -115,7 +122,6 @@ static __always_inline void on_established(struct bpf_sock_ops *ctx, struct bpf_
 
 	if (!tcp || !connection || connection->role != MESH_ROLE_CLIENT)
 		return;
-	stop_stamping(ctx, connection);
 	connection->phase = PHASE_ESTABLISHED;
 	connection->in_next = tcp->rcv_nxt;
 	/* A SYN with data (RFC 7413) has moved it on already. */
@@ -141,12 +147,18 @@ static __always_inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 	}
 	if (tcp->is_mptcp)
 		return; /* its role stays IGNORED */
+	if (connection->role == MESH_ROLE_CLIENT) {
+		/* A socket that connected to itself, or to one that connected to it. */
+		on_established(ctx, sk);
+		return;
+	}
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 
 	read_tuple(&tuple, sock_of(tcp));
 	connection->role = MESH_ROLE_SERVER;
 	connection->phase = PHASE_ESTABLISHED;
 	connection->service = find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
+	connection->generation = control.generation;
 	connection->workload = workload_of(tcp);
 	connection->opened_ns = bpf_ktime_get_ns();
 	connection->in_next = tcp->rcv_nxt;
@@ -167,6 +179,7 @@ static __always_inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 	length = ctx->skb_len;
 	if (ctx->skb_data && header >= sizeof(struct tcp_header) && length > header) {
 		connection->in_next += length - header;
+		connection->began = 1;
 		connection->request_start_ns = connection->opened_ns;
 	}
 }
@@ -179,13 +192,22 @@ static __always_inline void on_state(struct bpf_sock_ops *ctx, struct bpf_sock *
 
 	if (!tcp || !connection || connection->role == MESH_ROLE_IGNORED)
 		return;
+	/*
+	 * Before others are told that it is established (tcp_finish_connect), and may ask for
+	 * header callbacks of their own; and on a socket that may connect again.
+	 */
+	if (state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE)
+		stop_stamping(ctx, connection);
 	if (state == BPF_TCP_CLOSE) {
 		end_connection(connection, tcp, outcome_of(sock_of(tcp)->sk_err));
 	} else if (state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK) {
-		/* close() and not shutdown(): nobody will read the response. */
-		if (sock_of(tcp)->sk_shutdown == SHUTDOWN_MASK) {
-			if (connection->role == MESH_ROLE_CLIENT)
-				note_farewell(connection);
+		/*
+		 * close() and not shutdown(): nobody will read the response. A server's may still
+		 * be queued before its FIN, which cgroup_skb sees after it.
+		 */
+		if (connection->role == MESH_ROLE_CLIENT &&
+			sock_of(tcp)->sk_shutdown == SHUTDOWN_MASK) {
+			note_farewell(connection);
 			abandon_request(connection, tcp, MESH_OUTCOME_ABORTED);
 		}
 	}

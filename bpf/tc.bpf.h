@@ -165,12 +165,12 @@ static __always_inline void turn_around(struct headers *h)
  * A copy goes back to the client as a reset, numbered as it expects; the segment itself goes on
  * to the server as one (RFC 9293, 3.5.2; RFC 5961, 3: exactly the next number is believed).
  */
-static __noinline int reset(struct __sk_buff *skb, u64 back)
+static __noinline int reset(struct __sk_buff *skb, struct mesh_connection *connection, u64 back)
 {
 	struct headers h = {};
 	__be32 sequence, acknowledged;
 
-	if (!read_headers(skb, &h))
+	if (!connection || !read_headers(skb, &h))
 		return NOT_RESET;
 	/* Without payload it is an ACK, or the reset itself on its way through a second device. */
 	if ((h.segment.flags & (TCP_RST | TCP_SYN)) ||
@@ -178,6 +178,11 @@ static __noinline int reset(struct __sk_buff *skb, u64 back)
 		return NOT_RESET;
 	if (bpf_skb_change_tail(skb, h.tcp + sizeof(h.segment), 0))
 		return NOT_RESET;
+	/* Before the client can take the reset and end the request itself. */
+	if (__sync_lock_test_and_set(&connection->request_start_ns, 0)) {
+		count_attempt(connection->service, MESH_POINT_REQUEST, MESH_DECISION_REJECTED);
+		count(MESH_COUNTER_RESETS);
+	}
 	sequence = h.segment.sequence;
 	acknowledged = h.segment.acknowledged;
 
@@ -213,14 +218,8 @@ static __always_inline int on_device(struct __sk_buff *skb, u64 back)
 	if (!connection || connection->role != MESH_ROLE_CLIENT ||
 		connection->decision != MESH_DECISION_REJECTED)
 		return TC_CONTINUE;
-	verdict = reset(skb, back);
-	if (verdict == NOT_RESET)
-		return TC_CONTINUE;
-	if (__sync_lock_test_and_set(&connection->request_start_ns, 0)) {
-		count_attempt(connection->service, MESH_POINT_REQUEST, MESH_DECISION_REJECTED);
-		count(MESH_COUNTER_RESETS);
-	}
-	return verdict;
+	verdict = reset(skb, connection, back);
+	return verdict == NOT_RESET ? TC_CONTINUE : verdict;
 }
 
 /*

@@ -100,6 +100,7 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     // Before any thread is made, so that all of them leave the signals to the engine.
     let signals = try SignalDescriptor()
     signal(SIGPIPE, SIG_IGN)
+    try KernelSide.checkMachine(configuration)
     // Two agents would each count every request: the control socket tells whether one is there.
     let control = try Listener.unix(path: options.control)
     let address = options.listen ?? configuration.listen

@@ -14,7 +14,8 @@ struct BreakerBook {
         /// Attempts that were simply admitted. The kernel counts the other decisions itself.
         var admittedConnects: UInt64 = 0
         var admittedRequests: UInt64 = 0
-        fileprivate var toldHeldClosed = false
+        /// When it was last told that the share holds it closed.
+        fileprivate var heldToldAt: UInt64?
     }
 
     private(set) var slots: [Slot] = []
@@ -36,7 +37,8 @@ struct BreakerBook {
 
     /// Follows a configuration: breakers are made, given new policies, or switched off.
     /// - Parameter policies: Every configured service with a breaker, by ID.
-    /// - Returns: The slots whose effective state changed, with their transitions.
+    /// - Returns: The slots of breakers that were there before and got another policy, with their
+    ///   transitions.
     mutating func configure(
         _ policies: [(service: UInt32, policy: BreakerPolicy)], share newShare: Double, at now: UInt64
     ) -> [(slot: Int, transitions: [BreakerTransition])] {
@@ -45,8 +47,8 @@ struct BreakerBook {
         for (service, policy) in policies {
             kept.insert(service)
             if let index = slot(of: service) {
-                let transitions = slots[index].breaker.replacePolicy(policy, at: now)
-                if !transitions.isEmpty { changes.append((index, transitions)) }
+                guard slots[index].breaker.policy != policy else { continue }
+                changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
             } else {
                 slotOfService[Int(service)] = Int32(slots.count)
                 slots.append(
@@ -55,9 +57,9 @@ struct BreakerBook {
         }
         for index in slots.indices where !kept.contains(slots[index].service) {
             var off = slots[index].breaker.policy
+            guard off.mode != .off else { continue }
             off.mode = .off
-            let transitions = slots[index].breaker.replacePolicy(off, at: now)
-            if !transitions.isEmpty { changes.append((index, transitions)) }
+            changes.append((index, slots[index].breaker.replacePolicy(off, at: now)))
         }
         share = BreakerOpenShare(
             breakers: slots.count { $0.breaker.policy.mode != .off }, share: newShare)
@@ -133,11 +135,14 @@ struct BreakerBook {
         return (old, word)
     }
 
-    /// Whether a breaker has just begun to be held closed by the share, to be told once.
-    mutating func noteHeldClosed(_ index: Int) -> Bool {
-        let held = slots[index].breaker.heldClosed
-        defer { slots[index].toldHeldClosed = held }
-        return held && !slots[index].toldHeldClosed
+    /// Whether it is to be told that the share holds a breaker closed: once, and again only after a whole
+    /// window, because a rule that is met with one sample may not be with the next.
+    mutating func noteHeldClosed(_ index: Int, at now: UInt64) -> Bool {
+        let breaker = slots[index].breaker
+        guard breaker.heldClosed else { return false }
+        if let told = slots[index].heldToldAt, now < told + breaker.policy.window { return false }
+        slots[index].heldToldAt = now
+        return true
     }
 
     private mutating func afterChange(of index: Int, heldOpen before: Bool) {
@@ -147,32 +152,5 @@ struct BreakerBook {
 
     private mutating func recomputeDeadline() {
         nextDeadline = slots.reduce(.max) { min($0, $1.breaker.nextDeadline ?? .max) }
-    }
-}
-
-extension BreakerPolicy {
-    /// The policy that a configuration asks for.
-    init(_ breaker: Configuration.Breaker) {
-        self.init()
-        mode =
-            switch breaker.mode {
-            case .enforce: .enforce
-            case .observe: .observe
-            case .off: .off
-            }
-        window = breaker.window
-        minimumRequests = UInt64(breaker.minimumRequests)
-        failureRate = breaker.failureRate
-        consecutiveFailures = UInt32(breaker.consecutiveFailures)
-        failureStatuses = breaker.failureStatuses
-        slowCallDuration = breaker.slowCallDuration ?? 0
-        slowCallRate = breaker.slowCallRate
-        openFor = breaker.openFor
-        maxOpenFor = breaker.maxOpenFor
-        probeRatio = breaker.probe.ratio
-        probeInterval = breaker.probe.interval
-        probeSuccesses = UInt32(breaker.probe.successes)
-        ramp = breaker.probe.ramp
-        drain = breaker.established == .drain
     }
 }

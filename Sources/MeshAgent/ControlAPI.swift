@@ -23,8 +23,7 @@ extension HTTPResponse {
 func metricsRouter(_ shared: SharedState) -> HTTPRouter<HTTPHandler> {
     var router = HTTPRouter<HTTPHandler>()
     router.add("GET", "/metrics") { exchange in
-        shared.mailbox.post(
-            EngineMessage(exchange: exchange) { engine, exchange in engine.renderMetrics(exchange) })
+        shared.mailbox.post(.ask(exchange) { engine, exchange in engine.renderMetrics(exchange) })
         return .deferred
     }
     router.add("GET", "/healthz") { _ in
@@ -55,7 +54,7 @@ func controlRouter(_ shared: SharedState, log: Log) -> HTTPRouter<HTTPHandler> {
                 return .respond(.error("only root may control the agent", status: 403))
             }
             shared.mailbox.post(
-                EngineMessage(exchange: exchange) { engine, exchange in
+                .ask(exchange) { engine, exchange in
                     do throws(Refusal) {
                         return try action(engine, exchange)
                     } catch {
@@ -147,6 +146,7 @@ extension Engine {
                 "overridden": .integer(states.count { $0.override != nil }),
                 "open_limit": .integer(breakers.share.limit),
                 "held_closed": .integer(states.count { $0.heldClosed }),
+                "unenforced_requests": .integer(counters[.unenforced]),
             ],
             "connections_active": .integer(traffic.connections.active),
             "samples": [
@@ -155,7 +155,7 @@ extension Engine {
                     lost(counters).map { ["stage": .string($0.stage), "count": .integer($0.count)] }),
             ],
             "series": [
-                "used": .integer(traffic.requests.count), "limit": .integer(configuration.limits.maxSeries),
+                "used": .integer(traffic.requests.count), "limit": .integer(traffic.maxSeries),
                 "dropped": .integer(traffic.requests.dropped + traffic.connections.dropped),
             ],
             "stamps": [
@@ -387,7 +387,10 @@ extension Engine {
         guard reason.utf8.count <= 500 else {
             throw Refusal(status: 400, text: "the reason is longer than 500 bytes")
         }
-        let seconds = body["for_seconds"]?.double ?? 900
+        let given = body["for_seconds"] ?? .null
+        guard let seconds = given.isNull ? 900 : given.double else {
+            throw Refusal(status: 400, text: "\"for_seconds\" is a number of seconds")
+        }
         guard seconds > 0, seconds <= Engine.longestOverride else {
             throw Refusal(status: 400, text: "an override lasts more than nothing and at most a week")
         }

@@ -16,6 +16,9 @@ final class Engine {
     /// millisecond's work.
     private static let recordsPerTurn = 4096
 
+    /// How often series of workloads that are long gone are looked for: a minute.
+    private static let sweepInterval: UInt64 = 60_000_000_000
+
     private enum Token: UInt64 {
         case ring = 1
         case signals
@@ -34,7 +37,7 @@ final class Engine {
     private(set) var configurationError: String?
     let kernel: KernelSide
     private let shared: SharedState
-    let renderer: Renderer
+    private let renderer: Renderer
     private var poller: Poller
     private let signals: SignalDescriptor
     private var links: LinkMonitor
@@ -53,6 +56,11 @@ final class Engine {
     /// How many breakers may reject right now: what the kernel's tc programs look at first.
     private var enforcing: UInt32 = 0
     private var stopping = false
+    private var lastSweep = MonotonicClock.now()
+    /// Who waits for a metrics page. One is rendered at a time, for all who wait by then: a snapshot
+    /// costs memory, and how many ask is not the agent's to say.
+    private var scrapes: [HTTPExchange] = []
+    private var isRendering = false
     private var wallOffset = Engine.wallOffset()
 
     init(
@@ -72,7 +80,7 @@ final class Engine {
         workloads = WorkloadDirectory(root: kernel.cgroupRoot)
         breakers = BreakerBook(share: configuration.breakers.maxOpenShare)
         traffic = Traffic(configuration)
-        renderer = try Renderer()
+        renderer = try Renderer(whenDone: { shared.mailbox.post(.rendered) })
         poller = try Poller()
         self.kernel = kernel
         try poller.add(self.kernel.ringDescriptor, token: Token.ring.rawValue, .readable)
@@ -121,6 +129,10 @@ final class Engine {
             heartbeat(now)
             dropGoneFollowers()
         }
+        if now >= lastSweep + Engine.sweepInterval {
+            lastSweep = now
+            traffic.sweep(&workloads, at: now)
+        }
         if now >= breakers.nextDeadline {
             for (slot, transitions) in breakers.tick(now) { settle(slot, transitions, sample: nil) }
         }
@@ -132,7 +144,12 @@ final class Engine {
             while let signal = signals.next() { received(signal) }
         case Token.mailbox.rawValue:
             for message in shared.mailbox.take() {
-                message.exchange.reply(message.action(self, message.exchange))
+                switch message {
+                case .ask(let exchange, let action): exchange.reply(action(self, exchange))
+                case .rendered:
+                    isRendering = false
+                    render()
+                }
             }
         case Token.links.rawValue:
             do {
@@ -229,11 +246,31 @@ final class Engine {
         }
     }
 
+    // MARK: - Metrics
+
+    /// Leaves the answer to `/metrics` with the renderer.
+    func renderMetrics(_ exchange: HTTPExchange) -> HTTPReply {
+        scrapes.append(exchange)
+        render()
+        return .deferred
+    }
+
+    private func render() {
+        guard !isRendering else { return }
+        let waiting = scrapes.filter(\.isOpen)
+        scrapes = []
+        guard !waiting.isEmpty else { return }
+        drainAll()
+        isRendering = true
+        renderer.render(Renderer.Job(snapshot: snapshot(), exchanges: waiting))
+    }
+
     // MARK: - Breakers
 
     /// Writes a breaker's new state to the kernel, then tells of it.
     private func settle(
-        _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?, actor: String = BreakerEvent.agent
+        _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?,
+        actor: String = BreakerEvent.agent, endedBy: BreakerReason = .overrideExpired
     ) {
         let service = breakers.slots[slot].service
         let overrideBefore = breakers.slots[slot].written?.forced
@@ -251,22 +288,20 @@ final class Engine {
             traffic.recordTransition(service: service, transition)
             // An override has an event of its own, which says more.
             if transition.reason == .override || transition.reason == .overrideExpired { continue }
-            var event = BreakerEvent(
-                transition, service: services.name(service),
-                wallOffset: Int64(bitPattern: Engine.wallOffset()))
-            event.actor = actor
-            record(event)
+            record(
+                BreakerEvent(
+                    transition, service: services.name(service),
+                    wallOffset: Int64(bitPattern: Engine.wallOffset())))
         }
         let breaker = breakers.slots[slot].breaker
         if let overrideBefore, breaker.override == nil, actor == BreakerEvent.agent {
-            let byReload = transitions.contains { $0.reason == .reload }
             record(
                 BreakerEvent(
                     time: wallNow(), kind: .overrideEnd, service: services.name(service),
                     from: overrideBefore.state, to: breaker.state,
-                    reason: byReload ? .reload : .overrideExpired))
+                    reason: endedBy))
         }
-        if breakers.noteHeldClosed(slot) {
+        if breakers.noteHeldClosed(slot, at: sample?.time ?? MonotonicClock.now()) {
             record(
                 BreakerEvent(
                     time: wallNow(), kind: .heldClosed, service: services.name(service), to: breaker.state,
@@ -325,10 +360,15 @@ final class Engine {
 
     /// Binds a trace ID to a process, until it exits.
     func bind(pid: UInt32, _ trace: TraceID) throws(SystemError) {
-        if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
-            try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
+        do {
+            if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
+                try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
+            }
+            try kernel.bind(pid: pid, trace)
+        } catch {
+            _ = bindings.unbind(pid: pid)
+            throw error
         }
-        try kernel.bind(pid: pid, trace)
         log.write(.info, "trace bound", ["pid": .integer(pid), "trace_id": .string(trace.description)])
     }
 
@@ -355,12 +395,14 @@ final class Engine {
     private func tell(_ sample: Sample, _ tuple: SampleTuple) {
         guard sample.kind != .bytes else { return }
         let service = services.name(sample.service)
+        var isGone = false
         for follower in followers {
             guard case .flows(let wanted, let trace) = follower.interest, wanted == nil || wanted == service,
                 trace == nil || trace == sample.traceID
             else { continue }
-            follower.send(flowJSON(sample, tuple, service: service))
+            if !follower.send(flowJSON(sample, tuple, service: service)) { isGone = true }
         }
+        if isGone { dropGoneFollowers() }
     }
 
     private func flowJSON(_ sample: Sample, _ tuple: SampleTuple, service: String) -> JSONValue {
@@ -382,7 +424,8 @@ final class Engine {
         ]
     }
 
-    private var heartbeatInterval: UInt64 { configuration.breakers.lease / 5 }
+    /// Often enough for the lease, and for those who watch whether the agent is alive.
+    private var heartbeatInterval: UInt64 { min(configuration.breakers.lease / 5, 2_000_000_000) }
 
     private func heartbeat(_ now: UInt64) {
         kernel.setLease(until: now + configuration.breakers.lease)
@@ -438,30 +481,47 @@ final class Engine {
         }
     }
 
-    /// Makes a configuration the one in force. Names keep their IDs, and nothing that is still wanted
-    /// is taken away in between.
+    /// Makes a configuration the one in force, or leaves the old one in force and says why.
     private func apply(_ fresh: Configuration) throws(SystemError) {
-        var table = services
-        guard let (ids, removed) = table.configure(fresh.services) else {
+        let before = services
+        do {
+            try install(fresh)
+        } catch {
+            services = before
+            // What was changed already goes back; the maps had room for it before.
+            try? install(configuration)
+            throw error
+        }
+        configuration = fresh
+        heartbeat(MonotonicClock.now())
+        for link in links.links { linkChanged(.changed(link)) }
+    }
+
+    /// Names keep their IDs, and nothing that is still wanted is taken away in between.
+    private func install(_ wanted: Configuration) throws(SystemError) {
+        guard let (ids, removed) = services.configure(wanted.services) else {
             throw SystemError(
                 "apply", "the configuration", errno: ENOSPC, reason: "reloads have used up all service IDs",
                 hint: "restart the agent")
         }
         // The breakers first: a destination must not be a service's before its policy is in force.
-        services = table
         var policies: [(service: UInt32, policy: BreakerPolicy)] = []
-        for (service, id) in zip(fresh.services, ids) {
-            guard let breaker = service.breaker else { continue }
-            policies.append((id, BreakerPolicy(breaker)))
+        for (service, id) in zip(wanted.services, ids) where service.breaker != nil {
+            policies.append((id, BreakerPolicy(service.breaker)))
         }
-        let now = MonotonicClock.now()
-        let changes = breakers.configure(policies, share: fresh.breakers.maxOpenShare, at: now)
-        for (slot, transitions) in changes { settle(slot, transitions, sample: nil) }
+        let changes = breakers.configure(
+            policies, share: wanted.breakers.maxOpenShare, at: MonotonicClock.now())
+        for (slot, transitions) in changes {
+            settle(slot, transitions, sample: nil, endedBy: .reload)
+            let breaker = breakers.slots[slot]
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .reload, service: services.name(breaker.service),
+                    to: breaker.breaker.state, reason: .reload))
+        }
         for slot in breakers.slots.indices { settle(slot, [], sample: nil) }
-        try kernel.apply(fresh, ids: ids)
+        try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
-        configuration = fresh
-        for link in links.links { linkChanged(.changed(link)) }
     }
 }
 

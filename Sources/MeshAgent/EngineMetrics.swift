@@ -4,17 +4,11 @@ import MeshCore
 import MeshSystem
 
 extension Engine {
-    /// Takes in what the kernel has sent so far and leaves a snapshot with the renderer.
-    func renderMetrics(_ exchange: HTTPExchange) -> HTTPReply {
-        drainAll()
-        renderer.render(Renderer.Job(snapshot: snapshot(), exchange: exchange))
-        return .deferred
-    }
-
-    private func snapshot() -> MetricsSnapshot {
+    /// The figures as they are now.
+    func snapshot() -> MetricsSnapshot {
         let counters = kernel.counters()
         var snapshot = MetricsSnapshot(
-            services: services.labels, workloads: workloads.names, namesGeneration: 0,
+            services: services.labels, workloads: workloads.names, namesGeneration: workloads.generation,
             requests: traffic.requests,
             connections: traffic.connections, version: meshVersion, kernel: Kernel.release())
         for slot in breakers.slots where slot.breaker.policy.mode != .off {

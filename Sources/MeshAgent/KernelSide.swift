@@ -97,7 +97,8 @@ final class KernelSide {
         init(_ link: consuming BPFLink) { self.link = link }
     }
     private final class InterfaceAttachment {
-        let link: Link
+        /// As last told: it may have been renamed.
+        var link: Link
         let mode: InterfaceMode
         private let ingress: BPFLink?
         private let egress: BPFLink?
@@ -133,23 +134,29 @@ final class KernelSide {
         (name: "connect4", program: "mesh_connect4"), (name: "connect6", program: "mesh_connect6"),
     ]
 
-    /// Checks what the kernel offers, then loads the programs and makes the maps. Nothing is attached.
+    /// Says what this machine lacks, before anything is opened: each missing thing has its own line, and
+    /// the first required one is why the agent cannot start.
+    static func checkMachine(_ configuration: Configuration) throws(SystemError) {
+        let root = try? Mount.cgroup2()
+        let path = root.map { full(normalized(configuration.cgroup, root: $0), root: $0) }
+        // Before the probes, which would say only that it cannot be attached to.
+        if let path, access(path, F_OK) != 0 {
+            throw SystemError(
+                "find", "the cgroup \(path)",
+                hint: "create it, or correct \"cgroup\" in the configuration")
+        }
+        if let missing = KernelProbe.run(cgroup: path).first(where: { $0.required && !$0.ok }) {
+            throw SystemError("run on", "this machine", errno: ENOTSUP, reason: missing.sentence)
+        }
+    }
+
+    /// Loads the programs and makes the maps. Nothing is attached.
     init(configuration: Configuration, log: Log) throws(SystemError) {
         self.log = log
         forceClsact = getenv("MESH_AGENT_FORCE_CLSACT") != nil
-        let root = try KernelSide.findCgroupRoot()
+        let root = try Mount.cgroup2()
         cgroupRoot = root
         cgroupPath = KernelSide.normalized(configuration.cgroup, root: root)
-        var status = stat()
-        let full = cgroupPath == "/" ? root : root + cgroupPath
-        guard stat(full, &status) == 0 else {
-            throw SystemError(
-                "find", "the cgroup \(full)", hint: "create it, or correct \"cgroup\" in the configuration")
-        }
-        // Each missing thing has its own line; the first required one says why the agent cannot start.
-        if let missing = KernelProbe.run(cgroup: full).first(where: { $0.required && !$0.ok }) {
-            throw SystemError("run on", "this machine", errno: ENOTSUP, reason: missing.sentence)
-        }
         let object = try BPFObject.mesh()
         try object.load()
         ring = try RingBuffer(object.map(named: "events"))
@@ -177,7 +184,7 @@ final class KernelSide {
         control.pointee.first_discovered = ServiceTable.firstDiscovered
     }
 
-    private static func findCgroupRoot() throws(SystemError) -> String { try Mount.cgroup2() }
+    private static func full(_ path: String, root: String) -> String { path == "/" ? root : root + path }
 
     /// `auto` (nil) is the root; a path may be given from the root or from the file system's.
     private static func normalized(_ path: String?, root: String) -> String {
@@ -191,7 +198,7 @@ final class KernelSide {
 
     /// Attaches the cgroup programs.
     func attach() throws(SystemError) {
-        let path = cgroupPath == "/" ? cgroupRoot : cgroupRoot + cgroupPath
+        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
         for hook in cgroupPrograms {
             cgroupLinks.append(Attachment(try BPFLink.cgroup(hook.program.program, path: path)))
         }
@@ -233,7 +240,10 @@ final class KernelSide {
                     ("detached from interface", link.name, nil)
                 }
             }
-            guard attachments[link.index] == nil else { return nil }
+            if let present = attachments[link.index] {
+                present.link = link
+                return nil
+            }
             do {
                 attachments[link.index] = try attach(to: link)
                 return ("attached to interface", link.name, nil)
@@ -335,24 +345,35 @@ final class KernelSide {
         }
         let changed = wanted.filter { writtenEndpoints[$0.key] != $0.value }
         let gone = writtenEndpoints.keys.filter { wanted[$0] == nil }
+        // Noted before it is done: if it fails half way, all of it is taken back.
+        writtenEndpoints.merge(changed) { $1 }
         let exact = changed.filter { $0.key.network.isSingleAddress }
         try endpoints.update(keys: exact.keys.map { mesh_endpoint($0) }, values: Array(exact.values))
-        let ranges = changed.filter { !$0.key.network.isSingleAddress }
-        for (endpoint, id) in ranges { try prefixes.update(mesh_prefix(endpoint), id) }
+        for (endpoint, id) in changed where !endpoint.network.isSingleAddress {
+            try prefixes.update(mesh_prefix(endpoint), id)
+        }
         try endpoints.delete(keys: gone.filter { $0.network.isSingleAddress }.map { mesh_endpoint($0) })
         for endpoint in gone where !endpoint.network.isSingleAddress {
             try prefixes.delete(mesh_prefix(endpoint))
         }
         writtenEndpoints = wanted
+        // Connections look their service up again with their next request.
+        let generation = field(\mesh_control.generation)
+        mesh_store_release_u32(generation, mesh_load_relaxed_u32(generation) &+ 1)
     }
 
     private func replace(
         _ map: borrowing BPFMap, _ networks: [Network], _ written: inout Set<Network>
     ) throws(SystemError) {
         let wanted = Set(networks)
-        for network in wanted.subtracting(written) { try map.update(mesh_network(network), UInt8(1)) }
-        for network in written.subtracting(wanted) { try map.delete(mesh_network(network)) }
-        written = wanted
+        for network in wanted.subtracting(written) {
+            try map.update(mesh_network(network), UInt8(1))
+            written.insert(network)
+        }
+        for network in written.subtracting(wanted) {
+            try map.delete(mesh_network(network))
+            written.remove(network)
+        }
     }
 
     /// Binds a trace ID to a process or thread.

@@ -2,10 +2,12 @@
 import MeshSystem
 import Synchronization
 
-/// A question for the engine, and how to answer it. The action runs on the engine's thread.
-struct EngineMessage: Sendable {
-    let exchange: HTTPExchange
-    let action: @Sendable (Engine, HTTPExchange) -> HTTPReply
+/// What other threads tell the engine.
+enum EngineMessage: Sendable {
+    /// A question, and how to answer it on the engine's thread.
+    case ask(HTTPExchange, @Sendable (Engine, HTTPExchange) -> HTTPReply)
+    /// The renderer has nothing to do any more.
+    case rendered
 }
 
 /// State that threads share with the engine.

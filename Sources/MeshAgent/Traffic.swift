@@ -28,8 +28,9 @@ struct Traffic {
     private var recent: [Recent] = []
     /// Index into `recent` by service and role; -1: no request yet.
     private var recentIndex = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES) * 2)
-    private var buckets: [Double]
-    private var maxSeries: Int
+    private let buckets: [Double]
+    /// How many series there may be before new ones are `other`; from the configuration at the start.
+    let maxSeries: Int
 
     init(_ configuration: Configuration) {
         buckets = configuration.buckets
@@ -89,6 +90,11 @@ struct Traffic {
 
     /// Records how long it took from the deciding sample to the write that opened its breaker.
     mutating func recordReaction(_ nanoseconds: UInt64) { reactions.record(nanoseconds) }
+
+    /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.
+    mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) {
+        workloads.sweep(requests: &requests, connections: &connections, at: now)
+    }
 
     /// Whether a reload changes what needs a restart.
     func needsRestart(for configuration: Configuration) -> Bool {

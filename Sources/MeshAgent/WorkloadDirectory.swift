@@ -7,17 +7,14 @@ import MeshSystem
 
 /// Names workloads, and gives each name a small number for keys.
 struct WorkloadDirectory {
-    /// Past this many cgroups the cache begins anew: on a node that makes many short-lived cgroups
-    /// it would else grow for ever.
-    private static let cacheLimit = 65_536
-    /// Past this many names, the rest are `other`, for the same reason.
+    /// How many names there may be: on a node that makes short-lived cgroups without end, the rest are
+    /// `other`.
     private static let nameLimit = 65_536
+    /// How long the series of a workload outlive it, so that scrapers see the last of them.
+    private static let grace: UInt64 = 300_000_000_000
 
     private let root: String
-    private var indexByCgroup: [UInt64: UInt32] = [:]
-    private var indexByName: [String: UInt32] = [:]
-    /// The names by number. Number 0 is `other`.
-    private(set) var names: [String] = []
+    private var table = WorkloadTable(limit: nameLimit)
     // The last answer: samples come in runs of the same workload.
     private var lastCgroup: UInt64 = 0
     private var lastIndex: UInt32 = 0
@@ -25,39 +22,39 @@ struct WorkloadDirectory {
     /// - Parameter root: Where cgroup2 is mounted.
     init(root: String) {
         self.root = root
-        _ = index(named: "other")
     }
+
+    /// The names by number. Number 0 is `other`.
+    var names: [String] { table.names }
+
+    /// Goes up when a number gets another name.
+    var generation: UInt64 { table.generation }
 
     /// The number of a workload's name.
     mutating func index(cgroup: UInt64) -> UInt32 {
         if cgroup == lastCgroup { return lastIndex }
-        let index: UInt32
-        if let known = indexByCgroup[cgroup] {
-            index = known
-        } else {
-            // A cgroup that is gone has no name any more; nor has one outside the mount's root.
-            let path = cgroupPath(cgroup)
-            index = self.index(named: path.map { WorkloadName.name(cgroupPath: $0) } ?? "unknown")
-            if indexByCgroup.count >= WorkloadDirectory.cacheLimit { indexByCgroup.removeAll() }
-            indexByCgroup[cgroup] = index
-        }
+        // A cgroup that is gone already has no name any more.
+        let index =
+            table.index(ofCgroup: cgroup) ?? table.add(cgroup: cgroup, path: path(of: cgroup) ?? "/unknown")
         lastCgroup = cgroup
         lastIndex = index
         return index
     }
 
-    private mutating func index(named name: String) -> UInt32 {
-        if let known = indexByName[name] { return known }
-        guard names.count < WorkloadDirectory.nameLimit else { return 0 }
-        let index = UInt32(names.count)
-        names.append(name)
-        indexByName[name] = index
-        return index
+    /// Forgets cgroups that are gone, and the series of workloads that have been gone for long.
+    mutating func sweep(requests: inout SeriesTable, connections: inout ConnectionTable, at now: UInt64) {
+        for cgroup in Array(table.cgroups) where path(of: cgroup) == nil {
+            table.remove(cgroup: cgroup, at: now)
+        }
+        lastCgroup = 0
+        guard now > WorkloadDirectory.grace else { return }
+        table.sweep(
+            idleSince: now - WorkloadDirectory.grace, requests: &requests, connections: &connections)
     }
 
     /// The cgroup's path below the mount, beginning with `/`.
-    private func cgroupPath(_ id: UInt64) -> String? {
-        let opened = mesh_open_cgroup(root, id)
+    private func path(of cgroup: UInt64) -> String? {
+        let opened = mesh_open_cgroup(root, cgroup)
         guard opened >= 0 else { return nil }
         let file = FileDescriptor(owning: opened)
         var buffer = [UInt8](repeating: 0, count: 4096)

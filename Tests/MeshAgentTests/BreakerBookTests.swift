@@ -106,7 +106,7 @@ private func request(_ service: UInt32, status: UInt16 = 200, flags: Sample.Flag
     let changes = book.configure([(1, policy { $0.minimumRequests = 5 })], share: 1, at: second * 2)
     #expect(book.slots.map(\.breaker.state) == [.open, .closed])
     #expect(book.slots[1].breaker.policy.mode == .off)
-    #expect(changes.map(\.slot) == [1])
+    #expect(changes.map(\.slot) == [0, 1])
     #expect(changes.flatMap(\.transitions).map(\.reason) == [.reload])
     #expect(book.share.breakers == 1)
     #expect(book.share.open == 1)

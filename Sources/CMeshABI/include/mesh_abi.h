@@ -216,7 +216,7 @@ struct mesh_control {
 	uint32_t first_discovered; /* the first service ID that the kernel may give */
 	uint32_t max_discovered;   /* how many it may give */
 	uint32_t discovered;	   /* how many it gave (the kernel writes this) */
-	uint32_t pad;
+	uint32_t generation;	   /* of the endpoints: goes up with each change of them */
 };
 
 /* Index of the per-CPU `counters` array. */
