@@ -14,6 +14,12 @@ enum phase {
 	PHASE_CLOSED = 4,
 };
 
+enum interim {
+	INTERIM_NONE = 0,
+	INTERIM_HEADER = 1, /* an HTTP 1xx came, and its header goes on */
+	INTERIM_DONE = 2,   /* one came, and the final response follows */
+};
+
 /*
  * The only per-connection state. The kernel frees it with the socket.
  *
@@ -41,7 +47,7 @@ struct mesh_connection {
 	u8 probe_connect; /* its connect() was a probe, so its first request belongs to it */
 	u8 connect_decision;
 	u8 protocol;	 /* response direction: enum mesh_protocol */
-	u8 interim;	 /* response direction: an HTTP 1xx came; the final one follows */
+	u8 interim;	 /* response direction: enum interim */
 	u8 status_len;	 /* response direction: bytes of `status` that are filled */
 	u8 status[12];	 /* response direction: "HTTP/1.1 200" as it comes */
 	u8 stamped;	 /* the stamp was written and counted */
@@ -52,10 +58,10 @@ struct mesh_connection {
 	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
 	u8 began;	 /* request direction: some request has begun */
 	u8 pad;
-	u32 claimed;	   /* taken by whoever adopts the connection */
-	u32 generation;	   /* request direction: of the endpoints that `service` is from */
-	u32 request_bytes; /* request direction: payload of the pending request so far */
-	u32 pad2;
+	u32 claimed;	    /* taken by whoever adopts the connection */
+	u32 generation;	    /* request direction: of the endpoints that `service` is from */
+	u32 request_bytes;  /* request direction: payload of the pending request so far */
+	u32 interim_window; /* response direction: the last bytes of an unfinished 1xx header */
 	u8 trace_id[16];
 };
 

@@ -330,6 +330,28 @@ static long find_interim_end(u32 index, void *context)
 	return 0;
 }
 
+/*
+ * Steps over the header of an interim response, which may take several segments. Returns how many
+ * bytes it took of this one, with more behind them; 0 when there is nothing behind.
+ */
+static __noinline u32 end_interim(
+	struct __sk_buff *skb, struct mesh_connection *connection, u32 offset, u32 left)
+{
+	struct interim_search search = {.skb = skb, .offset = offset, .left = left};
+
+	if (!connection)
+		return 0;
+	search.window = connection->interim_window;
+	bpf_loop(INTERIM_BYTES, find_interim_end, &search, 0);
+	/* Of a longer segment the rest is not read: then the final one must begin a segment. */
+	if (search.length || left > INTERIM_BYTES)
+		connection->interim = INTERIM_DONE;
+	else
+		connection->interim = INTERIM_HEADER;
+	connection->interim_window = search.window;
+	return search.length < left ? search.length : 0;
+}
+
 /* Whether the bytes so far may begin a status line. */
 static __always_inline bool is_status_line(const u8 *status, u32 length)
 {
@@ -352,11 +374,12 @@ static __always_inline bool is_status_line(const u8 *status, u32 length)
 static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection *connection,
 	struct tcp_sock *tcp, u32 offset, u32 left)
 {
-	struct interim_search search = {};
 	u32 filled, status;
 
 	if (!connection)
 		return 0;
+	if (connection->interim == INTERIM_HEADER)
+		return end_interim(skb, connection, offset, left);
 	filled = connection->status_len;
 	if (!filled) {
 		connection->response_ns = bpf_ktime_get_ns();
@@ -388,7 +411,6 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 		return 0;
 	}
 	if (!is_status_line(connection->status, filled)) {
-		/* Between an interim response and the final one, this is the former's header. */
 		connection->status_len = 0;
 		if (!connection->interim)
 			end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
@@ -402,12 +424,8 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 	status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
 		 (connection->status[11] - '0');
 	if (status / 100 == 1 && status != 101) {
-		connection->interim = 1;
-		search.skb = skb;
-		search.offset = offset;
-		search.left = left;
-		bpf_loop(INTERIM_BYTES, find_interim_end, &search, 0);
-		return search.length < left ? search.length : 0;
+		connection->interim_window = 0;
+		return end_interim(skb, connection, offset, left);
 	}
 	connection->protocol = MESH_PROTOCOL_HTTP;
 	end_request(connection, tcp, MESH_OUTCOME_OK, status, connection->response_ns);

@@ -8,13 +8,14 @@ import re
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
 from meshtest.agent import binary
 from meshtest.host import Netns, poll, run
 from meshtest.policies import config, service
-from meshtest.traffic import GET, Server, connect_errno, exchange, http_server, receive, response
+from meshtest.traffic import GET, Server, connect_errno, exchange, http_server, receive, response, until_closed
 
 
 def ends(agent, code=1):
@@ -303,6 +304,37 @@ def test_a_service_that_goes_rejects_no_longer(start_agent, world):
     agent.reload(config())
     assert connect_errno(world, "lo4", 9001) == 0
     exchange(client, server)
+
+
+def test_a_reload_reaches_established_connections(start_agent, world):
+    """A pool that was opened to a discovered destination belongs to the service that a reload names."""
+    agent = start_agent(config(service("other-one", 9002)))
+    client, server = world.pair("lo4", 9001)
+    exchange(client, server)
+    agent.reload(config(service("other-one", 9002), service()))
+    exchange(client, server)
+    agent.expect_codes("web", {"200": 1})
+    active = lambda: agent.metrics().by("mesh_connections_active", "role", service="web")
+    agent.expect(active, {"client": 1, "server": 1})
+    agent.override("web", "open")
+    client.sendall(GET)
+    assert until_closed(client) == errno.ECONNRESET
+    assert until_closed(server) == errno.ECONNRESET
+    agent.expect(active, {})
+
+
+def test_a_longer_lease_holds_at_once(start_agent, world):
+    def leased(lease):
+        return {**config(service(consecutiveFailures=1, openFor="1h", maxOpenFor="1h")), "breakers": {"lease": lease}}
+
+    agent = start_agent(leased("1s"))
+    assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
+    agent.wait_state("web", "open")
+    agent.reload(leased("5m"))
+    world.listen("lo4", 9001)
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
 
 
 def test_two_agents_side_by_side(start_agent, world, host):

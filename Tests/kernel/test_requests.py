@@ -381,3 +381,55 @@ def test_udp_unix_and_mptcp_sockets_are_untouched(shared, tmp_path):
 
     shared.agent.expect_codes(name, {})
     assert shared.agent.metrics().value("mesh_connections_opened_total", service=name) == 0
+
+
+def test_an_interim_header_may_end_in_the_next_segment(shared, pair):
+    name, client, server = pair
+    first = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n"
+    rest = b"\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    client.sendall(GET)
+    receive(server, len(GET))
+    server.sendall(first)
+    receive(client, len(first))
+    server.sendall(rest)
+    receive(client, len(rest))
+    exchange(client, server)
+    shared.agent.expect_codes(name, {"404": 1, "200": 1})
+
+
+def test_a_response_held_back_until_close_is_one(shared, pair):
+    """With TCP_CORK it leaves only with the FIN, after the socket has turned to FIN_WAIT1."""
+    name, client, server = pair
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    client.sendall(GET)
+    receive(server, len(GET))
+    server.sendall(response())
+    server.close()
+    receive(client, len(response()))
+    shared.agent.expect_codes(name, {"200": 1})
+
+
+def test_bytes_of_an_upload_are_counted_while_it_runs(shared, pair):
+    name, client, server = pair
+    head = b"PUT / HTTP/1.1\r\nContent-Length: 8388608\r\n\r\n"
+    client.sendall(head)
+    receive(server, len(head))
+    for _ in range(32):
+        client.sendall(bytes(262_144))
+        receive(server, 262_144)
+    sent = lambda: shared.agent.metrics().value("mesh_sent_bytes_total", service=name, role="client")
+    assert sent() >= len(head) + 8_388_608 - 2_097_152
+    server.sendall(response())
+    receive(client, len(response()))
+    shared.agent.expect_codes(name, {"200": 1})
+    shared.agent.expect(sent, len(head) + 8_388_608)
+
+
+def test_a_socket_that_connects_to_itself_is_a_client(shared):
+    name, port = shared.service()
+    sock = shared.world.keep(shared.world.near.socket())
+    sock.bind(("127.0.0.1", port))
+    sock.connect(("127.0.0.1", port))
+    opened = lambda: shared.agent.metrics().by("mesh_connections_opened_total", "role", service=name)
+    shared.agent.expect(lambda: opened().get("client"), 1)
+    assert opened().get("server", 0) == 0
