@@ -29,7 +29,7 @@ struct Status {
     let breakers:
         (
             enforce: Double, observe: Double, open: Double, halfOpen: Double, overridden: Double,
-            openLimit: Double, heldClosed: Double
+            openLimit: Double, heldClosed: Double, unenforced: Double
         )
     let connections: Double
     let received: Double
@@ -70,7 +70,7 @@ struct Status {
             try breakers.number("enforce"), try breakers.number("observe"), try breakers.number("open"),
             try breakers.number("half_open"), try breakers.number("overridden"),
             try breakers.number("open_limit"),
-            try breakers.number("held_closed")
+            try breakers.number("held_closed"), try breakers.number("unenforced_requests")
         )
         connections = try answer.number("connections_active")
         let samples = try answer.member("samples")

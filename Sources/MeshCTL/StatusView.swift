@@ -145,9 +145,17 @@ enum StatusView {
         if status.interfaces.isEmpty {
             problems.append(
                 Problem(
-                    what: "No interface has the tc hooks: no stamps, and no reset of rejected requests on "
-                        + "established connections.",
+                    what: "No interface has the tc hooks: rejected requests on established connections go "
+                        + "through.",
                     remedy: "Check \"interfaces\" in the configuration, and run `meshctl doctor`."))
+        }
+        if status.breakers.unenforced > 0 {
+            problems.append(
+                Problem(
+                    what: "\(Format.count(status.breakers.unenforced, "rejected request")) on established "
+                        + "connections went through: no tc hook was on their way.",
+                    remedy: "See which interfaces have it above, and whether another program's filter "
+                        + "decides before it. connect() is refused all the same."))
         }
         return problems
     }

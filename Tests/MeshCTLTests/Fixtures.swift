@@ -14,7 +14,7 @@ enum Fixture {
          "interfaces":[{"name":"lo","mode":"tcx"},{"name":"eth0","mode":"clsact"}],
          "lease":{"seconds":10.0,"age_seconds":0.4,"valid":true},
          "services":{"configured":3,"discovered":12,"discovery_limit":1000},
-         "breakers":{"enforce":2,"observe":1,"open":0,"half_open":0,"overridden":0,"open_limit":1,"held_closed":0},
+         "breakers":{"enforce":2,"observe":1,"open":0,"half_open":0,"overridden":0,"open_limit":1,"held_closed":0,"unenforced_requests":0},
          "connections_active":128,"samples":{"received":1234567,"lost":[{"stage":"ring","count":0}]},
          "series":{"used":120,"limit":20000,"dropped":0},
          "stamps":{"sent_ok":1000,"sent_no_room":2,"sent_out_of_scope":30,"received_ok":900,"received_out_of_scope":1}}
@@ -29,7 +29,7 @@ enum Fixture {
          {"name":"connect6","where":"cgroup /","attached":false,"detail":"operation not permitted"}],
          "interfaces":[],"lease":{"seconds":10.0,"age_seconds":14.2,"valid":false},
          "services":{"configured":3,"discovered":1000,"discovery_limit":1000},
-         "breakers":{"enforce":2,"observe":1,"open":1,"half_open":0,"overridden":1,"open_limit":1,"held_closed":1},
+         "breakers":{"enforce":2,"observe":1,"open":1,"half_open":0,"overridden":1,"open_limit":1,"held_closed":1,"unenforced_requests":2},
          "connections_active":128,"samples":{"received":1234567,"lost":[{"stage":"ring","count":31},{"stage":"storage","count":0}]},
          "series":{"used":20000,"limit":20000,"dropped":7},
          "stamps":{"sent_ok":0,"sent_no_room":0,"sent_out_of_scope":0,"received_ok":0,"received_out_of_scope":0}}

@@ -71,7 +71,7 @@ import Testing
             series       20,000 of 20,000, 7 dropped
             stamps       sent 0, no room 0, out of scope 0; received 0, out of scope 0
 
-            8 problems
+            9 problems
             ! The lease is over: the kernel admits everything, whatever automatic breakers say.
               The agent is stopped or starved. See its log and its CPU limit, and whether pid 1234 runs.
             ! Hook connect6 is not attached at cgroup /: operation not permitted
@@ -86,8 +86,10 @@ import Testing
               Raise limits.maxSeries above 20,000, or name fewer services.
             ! The cap of 1,000 discovered services is reached: new destinations count as `other`.
               Raise limits.maxDiscoveredServices, or name services by prefix.
-            ! No interface has the tc hooks: no stamps, and no reset of rejected requests on established connections.
+            ! No interface has the tc hooks: rejected requests on established connections go through.
               Check "interfaces" in the configuration, and run `meshctl doctor`.
+            ! 2 rejected requests on established connections went through: no tc hook was on their way.
+              See which interfaces have it above, and whether another program's filter decides before it. connect() is refused all the same.
             """
         )
     ]
