@@ -89,7 +89,8 @@ import Testing
             ! No interface has the tc hooks: rejected requests on established connections go through.
               Check "interfaces" in the configuration, and run `meshctl doctor`.
             ! 2 rejected requests on established connections went through: no tc hook was on their way.
-              See which interfaces have it above, and whether another program's filter decides before it. connect() is refused all the same.
+              See which interfaces have it above, and whether another program's filter decides before it. connect() is refused all
+              the same.
             """
         )
     ]
@@ -355,7 +356,7 @@ import Testing
         (
             120,
             """
-            mesh-agent 0.1.0 up 3h13m  8 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
+            mesh-agent 0.1.0 up 3h13m  9 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
 
             SERVICE                                 ROLE       RATE  ERRORS     P50     P90     P99  REJECTED/S  BREAKER
             payments                                client   1.2k/s   12.3%   1.2ms  34.8ms   250ms           -  open
@@ -375,7 +376,7 @@ import Testing
         (
             80,
             """
-            mesh-agent 0.1.0 up 3h13m  8 problems: meshctl status  lease EXPIRED  1 open
+            mesh-agent 0.1.0 up 3h13m  9 problems: meshctl status  lease EXPIRED  1 open
 
             SERVICE             ROLE       RATE  ERRORS     P50     P99  BREAKER
             payments            client   1.2k/s   12.3%   1.2ms   250ms  open
