@@ -23,7 +23,6 @@ typedef __s32 s32;
 typedef __s64 s64;
 
 /* From headers that a BPF target cannot include. */
-#define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define ETH_P_IP 0x0800
@@ -33,7 +32,6 @@ typedef __s64 s64;
 /* include/uapi/asm-generic/errno.h: what sk_err holds. */
 #define EPIPE 32
 #define ENETUNREACH 101
-#define ECONNABORTED 103
 #define ECONNRESET 104
 #define ETIMEDOUT 110
 #define ECONNREFUSED 111

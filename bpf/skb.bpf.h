@@ -113,6 +113,20 @@ static __noinline int receive_stamp(
 	return 0;
 }
 
+/* The service that an established connection of known role belongs to by today's endpoints. */
+static __noinline u32 look_up_service(
+	struct mesh_connection *connection, const struct mesh_tuple *tuple)
+{
+	if (!connection || !tuple)
+		return MESH_SERVICE_OTHER;
+	connection->generation = control.generation;
+	if (connection->role != MESH_ROLE_CLIENT)
+		return find_service(tuple->local_address, tuple->local_port, MESH_ROLE_SERVER);
+	connection->exempt =
+		tuple->remote_port == DNS_PORT || in_networks(&exempt, tuple->remote_address);
+	return find_service(tuple->remote_address, tuple->remote_port, MESH_ROLE_CLIENT);
+}
+
 /*
  * Takes in a connection that is older than the agent. It is a server's if something listens on
  * its local port, else a client's.
@@ -163,17 +177,8 @@ static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bp
 		/* The listener is gone, but the local end is a known service's. */
 		connection->role = MESH_ROLE_SERVER;
 	}
-	if (connection->role == MESH_ROLE_CLIENT) {
-		connection->service =
-			find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
-		connection->exempt =
-			tuple.remote_port == DNS_PORT || in_networks(&exempt, tuple.remote_address);
-	} else {
-		connection->service =
-			find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
-	}
+	connection->service = look_up_service(connection, &tuple);
 	connection->adopted = 1;
-	connection->generation = control.generation;
 	connection->phase = PHASE_ESTABLISHED;
 	connection->workload = workload_of(tcp);
 	connection->opened_ns = bpf_ktime_get_ns();
@@ -252,15 +257,8 @@ static __noinline int find_service_again(struct mesh_connection *connection, str
 
 	if (!connection || !tcp)
 		return 0;
-	connection->generation = control.generation;
 	read_tuple(&tuple, sock_of(tcp));
-	if (connection->role == MESH_ROLE_CLIENT) {
-		service = find_service(tuple.remote_address, tuple.remote_port, MESH_ROLE_CLIENT);
-		connection->exempt =
-			tuple.remote_port == DNS_PORT || in_networks(&exempt, tuple.remote_address);
-	} else {
-		service = find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
-	}
+	service = look_up_service(connection, &tuple);
 	if (service == connection->service)
 		return 0;
 	note(connection, tcp, MESH_EVENT_CLOSE, MESH_OUTCOME_OK);
@@ -285,8 +283,7 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 	if (connection->generation != control.generation)
 		find_service_again(connection, sk);
 	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
-		/* The connect() was the probe, and this is what it was for, unless it was long ago.
-		 */
+		/* The connect() was the probe, and this what it was for, unless long ago. */
 		bool pass = connection->probe_connect &&
 			    bpf_ktime_get_ns() - connection->opened_ns < PROBE_PASS_NS;
 
@@ -300,7 +297,7 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 	}
 	connection->began = 1;
 	connection->decision = decision;
-	connection->interim = 0;
+	connection->interim = INTERIM_NONE;
 	connection->status_len = 0;
 	/* Last: from here on the other direction may end it. A rejected one ends in tc. */
 	connection->request_start_ns = bpf_ktime_get_ns();

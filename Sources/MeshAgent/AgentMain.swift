@@ -106,7 +106,7 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     let address = options.listen ?? configuration.listen
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
     _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
-    let kernel = try KernelSide(configuration: configuration, log: log)
+    let kernel = try KernelSide(configuration: configuration)
     let shared = try SharedState(listenAddress: address.description)
     let server = try HTTPServer(
         services: [

@@ -66,7 +66,6 @@ final class KernelSide {
     /// The cgroup that the programs are attached to, as a path below the root: `/` is everything.
     let cgroupPath: String
 
-    private let log: Log
     private var ring: RingBuffer
     private let control: MappedArray
     private let breakers: MappedArray
@@ -151,8 +150,7 @@ final class KernelSide {
     }
 
     /// Loads the programs and makes the maps. Nothing is attached.
-    init(configuration: Configuration, log: Log) throws(SystemError) {
-        self.log = log
+    init(configuration: Configuration) throws(SystemError) {
         forceClsact = getenv("MESH_AGENT_FORCE_CLSACT") != nil
         let root = try Mount.cgroup2()
         cgroupRoot = root
