@@ -81,9 +81,9 @@ static __noinline int end_request(
 #define FAREWELL_NS 10000000
 
 /*
- * Called when the client ends its side: was what it sent last no request but a goodbye? Such are
- * PostgreSQL's Terminate, memcached's quit, TLS 1.3's close_notify: nobody answers them, and the
- * client does not wait. HTTP has none.
+ * Called when the client ends its side: was what it sent last no request but a goodbye? Nobody
+ * answers one, and the client does not wait. The usual ones are known by their bytes (is_goodbye);
+ * this finds the others, such as one inside TLS. HTTP has none.
  */
 static __always_inline void note_farewell(struct mesh_connection *connection)
 {

@@ -18,6 +18,10 @@
 
 #define TLS_HANDSHAKE 22 /* RFC 8446, 5.1: the record types */
 #define TLS_APPLICATION_DATA 23
+/* RFC 8446, 5.2 and 6: TLS 1.3 hides an alert in a record of its two bytes, their type and a tag.
+ */
+#define TLS_ALERT_LENGTH (2 + 1 + 16)
+#define TLS_HEADER_BYTES 5
 
 /* "HTTP/1.1 200": RFC 9112, 4, as far as the status code. */
 #define STATUS_BYTES 12
@@ -193,6 +197,27 @@ static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bp
 }
 
 /*
+ * Whether a client's bytes are a goodbye: nobody answers it, and the server closes as soon as it
+ * comes, maybe before the client has. TLS 1.3's close_notify, memcached's quit (doc/protocol.txt),
+ * PostgreSQL's Terminate and MySQL's COM_QUIT (their protocol chapters) look always the same.
+ */
+static __always_inline bool is_goodbye(
+	const struct mesh_connection *connection, const u8 *head, u32 length)
+{
+	if (connection->tls)
+		return length == TLS_HEADER_BYTES + TLS_ALERT_LENGTH &&
+		       head[0] == TLS_APPLICATION_DATA && !head[3] && head[4] == TLS_ALERT_LENGTH;
+	if (length == 6)
+		return head[0] == 'q' && head[1] == 'u' && head[2] == 'i' && head[3] == 't' &&
+		       head[4] == '\r' && head[5] == '\n';
+	if (length != 5)
+		return false;
+	if (head[0] == 'X')
+		return !head[1] && !head[2] && !head[3] && head[4] == 4;
+	return head[0] == 1 && !head[1] && !head[2] && !head[3] && head[4] == 1;
+}
+
+/*
  * Whether bytes that follow a response begin a request. On HTTP/1 they may still be the body of
  * the request that was answered early, so they must begin like a request line (RFC 9112, 3).
  */
@@ -212,6 +237,8 @@ static __noinline bool begins_request(
 			if (i < packet->payload)
 				bpf_skb_load_bytes(skb, packet->payload_offset + i, &head[i], 1);
 	}
+	if (is_goodbye(connection, head, packet->payload))
+		return false;
 	if (connection->tls)
 		return head[0] == TLS_APPLICATION_DATA;
 	if (head[0] == TLS_HANDSHAKE && head[1] == 3) {
@@ -219,10 +246,6 @@ static __noinline bool begins_request(
 		connection->protocol = MESH_PROTOCOL_TLS;
 		return false; /* a handshake is no request */
 	}
-	/* memcached's goodbye, at which the server closes (doc/protocol.txt, "quit"). */
-	if (packet->payload == 6 && head[0] == 'q' && head[1] == 'u' && head[2] == 'i' &&
-		head[3] == 't' && head[4] == '\r' && head[5] == '\n')
-		return false;
 	/* A method of three to eight capitals and a space; fewer bytes may be the start of one. */
 	for (u32 i = 0; i < sizeof(head); i++) {
 		if (i >= packet->payload) {

@@ -160,6 +160,54 @@ def test_an_end_without_a_request_is_none(shared):
     shared.agent.expect_codes(name, {})
 
 
+TLS_HELLO = b"\x16\x03\x01\x00\x05hello"
+TLS_DATA = b"\x17\x03\x03\x00\x14" + b"d" * 20
+
+GOODBYES = {
+    "close_notify": (TLS_HELLO, TLS_DATA, b"\x17\x03\x03\x00\x13" + b"a" * 19),
+    "Terminate": (None, b"Q\0\0\0\x0eselect 1;\0", b"X\0\0\0\x04"),
+    "COM_QUIT": (None, b"\x09\0\0\0\x03select 1", b"\x01\0\0\0\x01"),
+    "quit": (None, b"get key\r\n", b"quit\r\n"),
+}
+
+
+@pytest.mark.parametrize("first", ["server", "client"])
+@pytest.mark.parametrize("goodbye", list(GOODBYES))
+def test_a_goodbye_is_no_request_whoever_closes_first(shared, goodbye, first):
+    hello, request, last = GOODBYES[goodbye]
+    name, port = shared.service()
+    client, server = shared.world.pair("lo4", port)
+    for message in (hello, request) if hello else (request,):
+        client.sendall(message)
+        receive(server, len(message))
+        server.sendall(message)
+        receive(client, len(message))
+    client.sendall(last)
+    receive(server, len(last))
+    one, other = (server, client) if first == "server" else (client, server)
+    time.sleep(0.02)  # longer than a goodbye of no known form may wait for its close
+    one.close()
+    assert until_closed(other) == 0
+    other.close()
+    shared.agent.expect(lambda: shared.agent.metrics().value("mesh_connections_active", service=name), 0)
+    shared.agent.expect_codes(name, {"ok": 1})
+
+
+def test_a_last_message_that_is_cut_off_is_aborted(shared):
+    name, port = shared.service()
+    client, server = shared.world.pair("lo4", port)
+    for message in (b"get key\r\n", b"quiet\n"):
+        client.sendall(message)
+        receive(server, len(message))
+        if message == b"get key\r\n":
+            server.sendall(b"END\r\n")
+            receive(client, 5)
+    server.close()
+    assert until_closed(client) == 0
+    client.close()
+    shared.agent.expect_codes(name, {"ok": 1, "aborted": 1})
+
+
 def test_a_response_that_is_cut_off_has_its_code(shared):
     name, port = shared.service()
     client, server = shared.world.pair("lo4", port)
