@@ -25,6 +25,7 @@
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdbool.h>
@@ -59,9 +60,20 @@
 #define DELAYED_LONG 5 /* past its own retransmission */
 #define DOUBLED 100
 #define DOUBLED_LONG 20 /* into the time of the next connection with its ports */
+#define REPLAYED 50	/* the SYN of the connection before, right behind that of the next */
+/* And of 1000 SYN-ACKs. */
+#define ANSWERS_LOST 5
+#define ANSWERS_DELAYED 200 /* so that a SYN may come while they are on their way */
 
 struct id {
 	uint8_t bytes[16];
+};
+
+struct frame {
+	struct frame *next;
+	int out; /* where it is going */
+	uint32_t length;
+	uint8_t bytes[MAX_FRAME];
 };
 
 struct seen {
@@ -76,9 +88,10 @@ static int near_ns, far_ns, storage, value_size, id_offset;
 static uint32_t connections, tuples, outstanding;
 static struct id *of_client, *of_server;
 static struct seen *on_wire;
+static struct frame *first_syns;
 static uint8_t *accepted;
-static uint64_t server_strangers, wire_syns, wire_lost, wire_delayed, wire_doubled, wire_strangers,
-	wire_overrun, client_failed;
+static uint64_t syns, lost, delayed, doubled, replayed, answers, answers_lost, answers_delayed,
+	strangers, overrun, client_failed;
 static volatile bool finished;
 static pthread_barrier_t ready;
 
@@ -281,7 +294,7 @@ static void take(int fd)
 	if (known && accepted[tuple] < 2)
 		read_id(made, &of_server[2 * tuple + accepted[tuple]++]);
 	else
-		server_strangers++;
+		__sync_fetch_and_add(&strangers, 1);
 	close(made);
 }
 
@@ -309,18 +322,12 @@ static void *serve(void *unused)
 
 /* The wire */
 
-struct frame {
-	struct frame *next;
-	uint32_t length;
-	uint8_t bytes[MAX_FRAME];
-};
-
 static struct frame *slots[SLOTS], *spare;
 
-static void carry(int fd, struct frame *frame)
+static void carry(const struct frame *frame)
 {
-	if (send(fd, frame->bytes, frame->length, 0) < 0 && errno != ENOBUFS)
-		die("carrying a SYN");
+	if (send(frame->out, frame->bytes, frame->length, 0) < 0 && errno != ENOBUFS)
+		die("carrying a segment");
 }
 
 static void keep(const struct frame *frame, uint64_t until_ms)
@@ -355,8 +362,8 @@ static void mark(struct frame *frame, bool ipv6)
 	memcpy(ip + 10, &sum, 2);
 }
 
-/* Notes what a SYN says. */
-static void witness(const struct frame *frame, bool ipv6)
+/* Notes what a SYN says. Returns its tuple, or -1, and whether it is the second connection's. */
+static int64_t witness(const struct frame *frame, bool ipv6, bool *second)
 {
 	const uint8_t *ip = frame->bytes + ETH_HLEN, *tcp = ip + (ipv6 ? 40 : 20);
 	uint32_t tuple, isn, end = (tcp[12] >> 4) * 4, at = 20;
@@ -365,13 +372,14 @@ static void witness(const struct frame *frame, bool ipv6)
 	struct seen *seen;
 
 	if (!tuple_of(ipv6, ip[ipv6 ? 23 : 15], port, &tuple)) {
-		wire_strangers++;
-		return;
+		__sync_fetch_and_add(&strangers, 1);
+		return -1;
 	}
 	memcpy(&isn, tcp + 4, 4);
 	seen = &on_wire[2 * tuple];
 	if (seen->syns && seen->isn != isn)
 		seen++;
+	*second = seen != &on_wire[2 * tuple];
 	while (at < end && tcp[at]) {
 		if (tcp[at] == 1) {
 			at++;
@@ -394,39 +402,73 @@ static void witness(const struct frame *frame, bool ipv6)
 		   (stamp && memcmp(&seen->id, stamp, sizeof(seen->id)))) {
 		seen->changed = 1;
 	}
+	return tuple;
 }
 
-static void on_syn(int out, struct frame *frame, uint64_t ms)
+static void on_syn(struct frame *frame, bool ipv6, uint64_t ms)
+{
+	uint32_t fate = random_below(1000);
+	bool second;
+	int64_t tuple;
+
+	syns++;
+	tuple = witness(frame, ipv6, &second);
+	mark(frame, ipv6);
+	if (random_below(1000) < DOUBLED) {
+		doubled++;
+		keep(frame, ms + 1 + random_below(30));
+	}
+	if (random_below(1000) < DOUBLED_LONG) {
+		doubled++;
+		keep(frame, ms + 1 + random_below(SLOTS - 2));
+	}
+	if (fate < LOST) {
+		lost++;
+	} else if (fate < LOST + DELAYED) {
+		delayed++;
+		keep(frame, ms + 1 + random_below(20));
+	} else if (fate < LOST + DELAYED + DELAYED_LONG) {
+		delayed++;
+		keep(frame, ms + 900 + random_below(2000));
+	} else {
+		carry(frame);
+		if (tuple >= 0 && second && random_below(1000) < REPLAYED) {
+			replayed++;
+			carry(&first_syns[tuple]);
+		}
+	}
+	if (tuple >= 0 && !second)
+		first_syns[tuple] = *frame;
+}
+
+static void on_answer(struct frame *frame, bool ipv6, uint64_t ms)
+{
+	uint32_t fate = random_below(1000);
+
+	answers++;
+	mark(frame, ipv6);
+	if (fate < ANSWERS_LOST) {
+		answers_lost++;
+	} else if (fate < ANSWERS_LOST + ANSWERS_DELAYED) {
+		answers_delayed++;
+		keep(frame, ms + 1 + random_below(20));
+	} else {
+		carry(frame);
+	}
+}
+
+static void on_frame(struct frame *frame, uint64_t ms)
 {
 	bool ipv6 = frame->bytes[12] == 0x86;
 	const uint8_t *ip = frame->bytes + ETH_HLEN;
 	uint8_t class = ipv6 ? (ip[0] & 0xf) << 4 | ip[1] >> 4 : ip[1];
-	uint32_t fate = random_below(1000);
 
 	if (class == CARRIED)
 		return;
-	wire_syns++;
-	witness(frame, ipv6);
-	mark(frame, ipv6);
-	if (random_below(1000) < DOUBLED) {
-		wire_doubled++;
-		keep(frame, ms + 1 + random_below(30));
-	}
-	if (random_below(1000) < DOUBLED_LONG) {
-		wire_doubled++;
-		keep(frame, ms + 1 + random_below(SLOTS - 2));
-	}
-	if (fate < LOST) {
-		wire_lost++;
-	} else if (fate < LOST + DELAYED) {
-		wire_delayed++;
-		keep(frame, ms + 1 + random_below(20));
-	} else if (fate < LOST + DELAYED + DELAYED_LONG) {
-		wire_delayed++;
-		keep(frame, ms + 900 + random_below(2000));
-	} else {
-		carry(out, frame);
-	}
+	if (ip[(ipv6 ? 40 : 20) + 13] & 0x10)
+		on_answer(frame, ipv6, ms);
+	else
+		on_syn(frame, ipv6, ms);
 }
 
 static int packets(int ns, uint16_t protocol)
@@ -435,15 +477,15 @@ static int packets(int ns, uint16_t protocol)
 	int fd;
 
 	check(setns(ns, CLONE_NEWNET), "setns");
-	fd = check(socket(AF_PACKET, SOCK_RAW, 0), "a packet socket");
+	fd = check(socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0), "a packet socket");
 	at.sll_ifindex = if_nametoindex("veth0");
 	check(bind(fd, (void *)&at, sizeof(at)), "bind a packet socket");
 	return fd;
 }
 
-static void *wire(void *unused)
+/* Where segments that have these of the flags SYN and ACK are taken off an end. */
+static int arrivals(int ns, uint8_t flags)
 {
-	/* SYNs without ACK, of either family. */
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETHERTYPE_IP, 0, 4),
@@ -456,31 +498,42 @@ static void *wire(void *unused)
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_TCP, 0, 3),
 		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, ETH_HLEN + 40 + 13),
 		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0x12),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x02, 1, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, flags, 1, 0),
 		BPF_STMT(BPF_RET | BPF_K, 0),
 		BPF_STMT(BPF_RET | BPF_K, MAX_FRAME),
 	};
 	struct sock_fprog filter = {sizeof(code) / sizeof(code[0]), code};
-	struct timeval patience = {.tv_usec = 1000};
-	int out = packets(near_ns, 0), in = packets(far_ns, ETH_P_ALL), one = 1, size = 256 << 20;
+	int fd = packets(ns, ETH_P_ALL), one = 1, size = 256 << 20;
+
+	check(setsockopt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, &one, sizeof(one)), "ignore");
+	check(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)), "filter");
+	check(setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size)), "buffer");
+	return fd;
+}
+
+static void *wire(void *unused)
+{
+	struct pollfd in[2] = {
+		{arrivals(far_ns, 0x02), POLLIN, 0}, {arrivals(near_ns, 0x12), POLLIN, 0}};
+	int out[2] = {packets(near_ns, 0), packets(far_ns, 0)};
+	uint64_t ms = now_ns() / 1000000, now;
 	struct tpacket_stats statistics;
 	socklen_t length = sizeof(statistics);
-	uint64_t ms = now_ns() / 1000000, now;
 	struct frame frame = {};
 	ssize_t got;
 
-	check(setsockopt(in, SOL_PACKET, PACKET_IGNORE_OUTGOING, &one, sizeof(one)), "ignore");
-	check(setsockopt(in, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)), "filter");
-	setsockopt(in, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size));
-	setsockopt(in, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	pthread_barrier_wait(&ready);
 	while (!finished) {
-		for (int i = 0; i < 32; i++) {
-			got = recv(in, frame.bytes, MAX_FRAME, i ? MSG_DONTWAIT : 0);
-			if (got <= 0)
-				break;
-			frame.length = got;
-			on_syn(out, &frame, ms);
+		poll(in, 2, 1);
+		for (int way = 0; way < 2; way++) {
+			frame.out = out[way];
+			for (int burst = 0; burst < 32; burst++) {
+				got = recv(in[way].fd, frame.bytes, MAX_FRAME, 0);
+				if (got <= 0)
+					break;
+				frame.length = got;
+				on_frame(&frame, ms);
+			}
 		}
 		for (now = now_ns() / 1000000; ms < now;) {
 			struct frame *due = slots[++ms % SLOTS], *next;
@@ -488,14 +541,17 @@ static void *wire(void *unused)
 			slots[ms % SLOTS] = NULL;
 			for (; due; due = next) {
 				next = due->next;
-				carry(out, due);
+				carry(due);
 				due->next = spare;
 				spare = due;
 			}
 		}
 	}
-	check(getsockopt(in, SOL_PACKET, PACKET_STATISTICS, &statistics, &length), "statistics");
-	wire_overrun = statistics.tp_drops;
+	for (int way = 0; way < 2; way++) {
+		check(getsockopt(in[way].fd, SOL_PACKET, PACKET_STATISTICS, &statistics, &length),
+			"statistics");
+		overrun += statistics.tp_drops;
+	}
 	return unused;
 }
 
@@ -564,6 +620,8 @@ static void *call(void *unused)
 
 /* The verdict */
 
+#define SAY(figure) printf(", \"" #figure "\": %lu", (unsigned long)(figure))
+
 static int compare(const void *one, const void *other)
 {
 	return memcmp(one, other, sizeof(struct id));
@@ -609,19 +667,36 @@ static void judge(double seconds)
 	qsort(of_client, connections, sizeof(struct id), compare);
 	for (uint32_t number = 1; number < connections; number++)
 		repeated += !compare(&of_client[number - 1], &of_client[number]);
-	printf("{\"connections\": %u, \"ipv6\": %lu, \"seconds\": %.3f, \"had_room\": %lu, "
-	       "\"right\": %lu, "
-	       "\"wrong\": %lu, \"missing\": %lu, \"stamped\": %lu, \"received\": %lu, "
-	       "\"no_room\": %lu, "
-	       "\"out_of_scope\": %lu, \"from_nowhere\": %lu, \"client_differs\": %lu, "
-	       "\"unstable\": %lu, \"repeated\": %lu, \"not_accepted\": %lu, \"failed\": %lu, "
-	       "\"unseen\": %lu, \"strangers\": %lu, \"retransmitted\": %lu, "
-	       "\"syns\": %lu, \"lost\": %lu, \"delayed\": %lu, \"doubled\": %lu, \"overrun\": "
-	       "%lu}\n",
-		connections, ipv6, seconds, had_room, right, wrong, missing, stamped, received,
-		no_room, elsewhere, from_nowhere, client_differs, unstable, repeated, not_accepted,
-		client_failed, unseen, server_strangers + wire_strangers, retransmitted, wire_syns,
-		wire_lost, wire_delayed, wire_doubled, wire_overrun);
+	printf("{\"seconds\": %.3f", seconds);
+	SAY(connections);
+	SAY(ipv6);
+	SAY(had_room);
+	SAY(right);
+	SAY(wrong);
+	SAY(missing);
+	SAY(stamped);
+	SAY(received);
+	SAY(no_room);
+	SAY(elsewhere);
+	SAY(from_nowhere);
+	SAY(client_differs);
+	SAY(unstable);
+	SAY(repeated);
+	SAY(not_accepted);
+	SAY(unseen);
+	SAY(client_failed);
+	SAY(strangers);
+	SAY(overrun);
+	SAY(retransmitted);
+	SAY(syns);
+	SAY(lost);
+	SAY(delayed);
+	SAY(doubled);
+	SAY(replayed);
+	SAY(answers);
+	SAY(answers_lost);
+	SAY(answers_delayed);
+	printf("}\n");
 }
 
 int main(int argc, char **argv)
@@ -643,7 +718,8 @@ int main(int argc, char **argv)
 	of_server = calloc(connections, sizeof(*of_server));
 	on_wire = calloc(connections, sizeof(*on_wire));
 	accepted = calloc(tuples, 1);
-	if (value_size > 4096 || !of_client || !of_server || !on_wire || !accepted)
+	first_syns = calloc(tuples, sizeof(*first_syns));
+	if (value_size > 4096 || !of_client || !of_server || !on_wire || !accepted || !first_syns)
 		die("memory");
 	pthread_barrier_init(&ready, NULL, 3);
 	began = now_ns();
