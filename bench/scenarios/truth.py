@@ -1,0 +1,114 @@
+"""Ten million requests against a log of every one: counts by code, and latency.
+
+A server and a client on loopback, eight services (IPv4 and IPv6), 16 kinds of answer (15 statuses and one that
+is no HTTP), 20% of them delayed by up to 30 ms, and 2% that end without one: the server or the client closes,
+or resets. Each end counts what it sees. How long a request took is the difference between the kernel's time
+stamps (SO_TIMESTAMPNS) of the two segments, as their receivers read them: a clock reading of the network
+stack, of which the agent's programs know nothing, and which no wait for a CPU can delay. Of a request that
+was not answered it ends when its process closed the connection, by that one's own clock.
+
+A socket whose own process closes or resets it with a request pending has it aborted; one that its peer resets
+has it reset. Latency is compared at 64 bucket bounds: as many requests must be below a bound by the agent's
+count as are by the truth's, with a bound that is off by at most 50 us or 1%. The deviation at a bound is how
+far it would have to be moved for the two to agree exactly.
+"""
+
+import array
+import bisect
+import collections
+import itertools
+
+REQUESTS = 1_500_000
+CONNECTIONS = 128
+SERVICES = {f"s{2 * n + six}": f"{('127.0.0.1', '[::1]')[six]}:{9001 + n}" for n in range(4) for six in (0, 1)}
+ROLES = ("client", "server")
+# 64 is as many as the agent takes.
+BOUNDS = [round(20e-6 * 1.135**n, 6) for n in range(64)]
+SHARES = (0.01, 0.999)
+
+
+def run(stage, report):
+    world = stage.world()
+    config = {
+        "histogram": {"buckets": BOUNDS},
+        "services": [{"name": name, "endpoints": [endpoint]} for name, endpoint in SERVICES.items()],
+    }
+    log = stage.directory / "latencies"
+    with stage.agent(world, config) as agent:
+        truth = stage.measure(world, stage.program("truth"), REQUESTS, CONNECTIONS, log, timeout=250)
+        metrics = agent.metrics()
+    lost = metrics.value("mesh_agent_samples_lost_total")
+    report.row("requests", "", truth["requests"])
+    report.row("requests", "1/s", truth["requests"] / truth["seconds"])
+    compare_counts(report, truth, metrics)
+    report.target("requests", truth["requests"] - truth["unstamped"], ">=", 10_000_000)
+    report.target("samples lost", lost, "<=", 0)
+    compare_latency(report, latencies(log), metrics)
+
+
+def compare_counts(report, truth, metrics):
+    """Holds every count by role, service and code against the logs."""
+    wrong, checked, by_code = 0, 0, collections.Counter()
+    for role, service in itertools.product(ROLES, SERVICES):
+        counted = collections.Counter()
+        for sample in metrics.samples("mesh_request_duration_seconds_count", role=role, service=service):
+            counted[sample.labels["code"]] += int(sample.value)
+        logged = truth[role][service]
+        for code in logged.keys() | counted.keys():
+            difference = abs(counted[code] - logged.get(code, 0))
+            if difference:
+                report.note(f"{role}, {service}, {code}: {counted[code]:,} counted, {logged.get(code, 0):,} logged.")
+            wrong += difference
+            checked += 1
+            by_code[role, code] += logged.get(code, 0)
+        opened = metrics.value("mesh_connections_opened_total", role=role, service=service)
+        wrong += abs(opened - truth[f"{role}_connections"][service])
+        checked += 1
+    for (role, code), count in sorted(by_code.items()):
+        report.row(f"logged with code {code}", "", count, role=role)
+    report.row("counts compared (by role, service and code, and connections)", "", checked)
+    report.target("requests and connections counted wrong", wrong, "<=", 0)
+
+
+def latencies(path):
+    """By role: how many requests took at most n microseconds, for each n."""
+    bins = array.array("I")
+    bins.frombytes(path.read_bytes())
+    half = len(bins) // 2
+    return {role: list(itertools.accumulate(part)) for role, part in zip(ROLES, (bins[:half], bins[half:]))}
+
+
+def compare_latency(report, truth, metrics):
+    worst_excess, shown = None, {}
+    for role in ROLES:
+        buckets = collections.Counter()
+        for sample in metrics.samples("mesh_request_duration_seconds_bucket", role=role):
+            buckets[float(sample.labels["le"])] += int(sample.value)
+        below, total = truth[role], truth[role][-1]
+        deviations = []
+        for bound in BOUNDS:
+            count = buckets[bound]
+            if not SHARES[0] * total <= count <= SHARES[1] * total:
+                continue
+            # The bound at which the truth counts as many: between the last of them and the next request.
+            least, most = bisect.bisect_left(below, count), bisect.bisect_right(below, count) + 1
+            moved = max(least - bound * 1e6, bound * 1e6 - most, 0.0)
+            deviations.append((moved, moved - max(50, bound * 1e6 * 0.01), bound))
+        report.row("latency: bounds between p1 and p99.9 compared", "", len(deviations), role=role)
+        moved, _, bound = max(deviations)
+        report.row("latency: worst deviation", "µs", moved, role=role)
+        report.row("latency: the bound where that is", "µs", bound * 1e6, role=role)
+        report.row("latency: deviations", "µs", [deviation for deviation, _, _ in deviations], role=role)
+        excess = max(excess for _, excess, _ in deviations)
+        worst_excess = excess if worst_excess is None else max(worst_excess, excess)
+        for share in (0.01, 0.5, 0.9, 0.99, 0.999):
+            report.row(
+                f"latency: p{share * 100:g} by the log", "µs", bisect.bisect_left(below, share * total), role=role
+            )
+        shown[f"{role}, the agent"] = [[bound * 1e3, buckets[bound] / total] for bound in BOUNDS]
+        shown[f"{role}, the log"] = [[bound * 1e3, below[round(bound * 1e6) - 1] / total] for bound in BOUNDS]
+    report.target("latency: worst excess over 50 µs or 1%, p1 to p99.9", worst_excess, "<=", 0, "µs")
+    report.plot(
+        "truth", "lines", "Latency by the agent and by the log of every request", x="ms", y="share of requests",
+        series=shown, logx=True,
+    )  # fmt: skip
