@@ -68,6 +68,7 @@ static const int codes[] = {200, 200, 200, 200, 200, 201, 202, 204, 206, 301, 30
 struct log {
 	uint64_t count[SERVICES][1000];
 	uint64_t connections[SERVICES];
+	uint64_t sent[SERVICES], received[SERVICES];
 	uint64_t unstamped;
 	uint32_t *took_us;
 };
@@ -88,7 +89,7 @@ static volatile uint64_t received_ns[TOKENS], ended_ns[TOKENS];
 static struct log client_log, server_log;
 /* By the same two segments in both roles. */
 static struct log answered;
-static uint64_t requests;
+static uint64_t requests, deadline;
 static int population;
 static volatile bool finished;
 static pthread_barrier_t ready;
@@ -163,7 +164,8 @@ struct wheel {
 
 static void arm(struct wheel *wheel, struct end *end, uint64_t ns)
 {
-	struct end **slot = &wheel->slots[(now_ns() + ns) / TICK_NS % TICKS];
+	/* Not the current one, which may have been gone through. */
+	struct end **slot = &wheel->slots[((now_ns() + ns) / TICK_NS + 1) % TICKS];
 
 	end->next = *slot;
 	*slot = end;
@@ -266,6 +268,7 @@ static void finish(struct end *end)
 		if (send(end->fd, answer, strlen(answer), MSG_NOSIGNAL) < 0)
 			die("send an answer");
 		note(&server_log, end->service, end->code);
+		server_log.sent[end->service] += strlen(answer);
 		end->token = TOKENS;
 		return;
 	}
@@ -306,6 +309,7 @@ static void on_request(struct end *end)
 		die("a request in pieces");
 	}
 	server_log.unstamped += !when;
+	server_log.received[end->service] += got;
 	end->received_ns = when;
 	end->code = get(request + CODE_AT, 3);
 	end->fate = request[FATE_AT] - '0';
@@ -397,7 +401,7 @@ static void ask(struct end *end)
 	uint32_t delay = choose_delay();
 	bool leaves;
 
-	if (begun == requests) {
+	if (begun >= requests) {
 		close(end->fd);
 		calling--;
 		return;
@@ -415,6 +419,7 @@ static void ask(struct end *end)
 	end->sent_ns = now_ns();
 	if (send(end->fd, request, sizeof(request) - 1, MSG_NOSIGNAL) != sizeof(request) - 1)
 		die("send a request");
+	client_log.sent[end->service] += sizeof(request) - 1;
 	/* Never before the server has read it: it is to see the request as well as its end. */
 	if (leaves)
 		arm(&client_wheel, end, 1000000 + delay * 1000ull);
@@ -479,6 +484,7 @@ static void on_answer(struct end *end)
 		die("not the answer that was asked for");
 	}
 	client_log.unstamped += !when;
+	client_log.received[end->service] += got;
 	note(&client_log, end->service, code);
 	took(&answered, received_ns[end->token], when);
 	ask(end);
@@ -500,11 +506,21 @@ static void *use(void *unused)
 		for (int i = 0; i < found; i++)
 			on_answer(&at_client[events[i].data.u32]);
 		expire(&client_wheel, leave);
+		if (now_ns() > deadline)
+			requests = 0;
 	}
 	return unused;
 }
 
 /* The log */
+
+static void print_by_service(const char *role, const char *what, const uint64_t *counts)
+{
+	printf(", \"%s_%s\": {", role, what);
+	for (int service = 0; service < SERVICES; service++)
+		printf("%s\"s%d\": %lu", service ? ", " : "", service, counts[service]);
+	printf("}");
+}
 
 static void print(const char *role, const struct log *log)
 {
@@ -529,10 +545,10 @@ static void print(const char *role, const struct log *log)
 		}
 		printf("}");
 	}
-	printf("}, \"%s_connections\": {", role);
-	for (int service = 0; service < SERVICES; service++)
-		printf("%s\"s%d\": %lu", service ? ", " : "", service, log->connections[service]);
 	printf("}");
+	print_by_service(role, "connections", log->connections);
+	print_by_service(role, "sent", log->sent);
+	print_by_service(role, "received", log->received);
 }
 
 int main(int argc, char **argv)
@@ -541,13 +557,13 @@ int main(int argc, char **argv)
 	uint64_t began;
 	FILE *file;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: truth REQUESTS CONNECTIONS FILE\n");
+	if (argc != 5) {
+		fprintf(stderr, "usage: truth REQUESTS CONNECTIONS SECONDS FILE\n");
 		return 2;
 	}
 	requests = strtoull(argv[1], NULL, 10);
 	population = atoi(argv[2]);
-	file = fopen(argv[3], "wb");
+	file = fopen(argv[4], "wb");
 	answered.took_us = calloc(BINS, sizeof(uint32_t));
 	client_log.took_us = calloc(BINS, sizeof(uint32_t));
 	server_log.took_us = calloc(BINS, sizeof(uint32_t));
@@ -560,6 +576,7 @@ int main(int argc, char **argv)
 			code == 204 || code == 304 ? "0\r\n\r\n" : "2\r\n\r\nok");
 	pthread_barrier_init(&ready, NULL, 2);
 	began = now_ns();
+	deadline = began + atoi(argv[3]) * 1000000000ull;
 	pthread_create(&server, NULL, serve, NULL);
 	pthread_create(&client, NULL, use, NULL);
 	pthread_join(client, NULL);
