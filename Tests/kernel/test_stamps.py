@@ -145,6 +145,18 @@ def test_an_old_syn_of_the_same_ports_changes_nothing(start_agent, world, route)
     assert stamps(agent)["received_ok"] == 1
 
 
+@pytest.mark.parametrize("route", ["veth4", "veth6"])
+def test_syn_cookies(start_agent, world, route):
+    """The listener keeps nothing of the SYN but what is in the cookie."""
+    world.far.sysctl("net.ipv4.tcp_syncookies", 2)
+    agent = start_agent(plain())
+    for _ in range(3):
+        client, server = world.pair(route, 9001)
+        trace = shown(agent, "client", port_of(client))
+        assert trace and shown(agent, "server", port_of(client)) == trace
+    assert stamps(agent)["received_ok"] == 3
+
+
 def test_the_listener_may_be_older_than_the_agent(start_agent, world):
     listeners = {route: world.listen(route, 9001) for route in ("veth4", "veth6")}
     agent = start_agent(plain())
