@@ -1,4 +1,3 @@
-/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A million connections through a wire that loses, delays, doubles and replays SYNs, and what each
  * of them is said to be by the kernel state of its two ends and by the bytes on the wire, compared
