@@ -141,13 +141,23 @@ struct {
 } attempts SEC(".maps");
 
 /*
- * Stamps of SYNs whose connection is not yet established, by the connection's tuple as the
- * server sees it. Least recently used go first, so a flood of SYNs cannot grow it.
+ * Which SYN a stamp came with: the connection's tuple as the server sees it, and the number of the
+ * SYN, since an old one of the same ports may come while the handshake is under way.
+ */
+struct stamp_key {
+	struct mesh_tuple tuple;
+	u32 sequence;
+	u32 pad;
+};
+
+/*
+ * Stamps of SYNs whose connection is not yet established. Least recently used go first, so a flood
+ * of SYNs cannot grow it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct mesh_tuple);
+	__type(key, struct stamp_key);
 	__type(value, struct mesh_trace_id);
 } stamps SEC(".maps");
 

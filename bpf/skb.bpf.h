@@ -69,7 +69,7 @@ static __noinline int receive_stamp(
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct stamp_search search = {};
-	struct mesh_tuple tuple = {};
+	struct stamp_key key = {};
 	struct tcp_header header;
 	u8 trace_id[16];
 	u32 length;
@@ -84,18 +84,19 @@ static __noinline int receive_stamp(
 		if (bpf_skb_load_bytes(skb, offsetof(struct ipv4_header, source), addresses,
 			    sizeof(addresses)))
 			return 0;
-		map_ipv4(tuple.remote_address, addresses[0]);
-		map_ipv4(tuple.local_address, addresses[1]);
+		map_ipv4(key.tuple.remote_address, addresses[0]);
+		map_ipv4(key.tuple.local_address, addresses[1]);
 	} else {
-		if (bpf_skb_load_bytes(
-			    skb, offsetof(struct ipv6_header, source), tuple.remote_address, 16) ||
+		if (bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, source),
+			    key.tuple.remote_address, 16) ||
 			bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, destination),
-				tuple.local_address, 16))
+				key.tuple.local_address, 16))
 			return 0;
 	}
-	tuple.remote_port = bpf_ntohs(header.source);
-	tuple.local_port = bpf_ntohs(header.destination);
-	tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
+	key.tuple.remote_port = bpf_ntohs(header.source);
+	key.tuple.local_port = bpf_ntohs(header.destination);
+	key.sequence = bpf_ntohl(header.sequence);
+	key.tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
 
 	length = packet->payload_offset - packet->tcp_offset - sizeof(header);
 	if (length >= MESH_STAMP_LENGTH && length <= OPTIONS_BYTES &&
@@ -105,15 +106,13 @@ static __noinline int receive_stamp(
 		bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
 	}
 	if (search.found && search.found <= OPTIONS_BYTES - sizeof(trace_id)) {
-		if (in_networks(&scope, tuple.remote_address)) {
+		if (in_networks(&scope, key.tuple.remote_address)) {
 			__builtin_memcpy(trace_id, &search.options[search.found], sizeof(trace_id));
-			bpf_map_update_elem(&stamps, &tuple, trace_id, BPF_ANY);
-			return 0;
+			bpf_map_update_elem(&stamps, &key, trace_id, BPF_ANY);
+		} else {
+			count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
 		}
-		count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
 	}
-	/* What an earlier SYN of these ports left is not this one's. */
-	bpf_map_delete_elem(&stamps, &tuple);
 	return 0;
 }
 
