@@ -1,5 +1,5 @@
-"""The ways from a load generator to nginx: nothing between, MeshAgent, Envoy and HAProxy. Each is a context
-that is there while its block lasts, so that the ways of one round can be measured one after the other."""
+"""The ways from a load generator to nginx: nothing between, MeshAgent, Envoy and HAProxy. Each is there while
+its block lasts, so that the ways of one round are measured one after the other."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ SERVER, ENVOY, HAPROXY = 8100, 15100, 16100
 NGINX = """
 daemon off;
 user root;
-worker_processes auto;
+worker_processes {workers};
 pid {directory}/nginx.pid;
 error_log {directory}/error.log error;
 events {{ worker_connections 8192; }}
@@ -103,13 +103,12 @@ class Way:
 
 
 class Ways:
-    """nginx with a port for each of `services` services, and the ways to it. A MeshAgent knows each
-    service by name and holds a breaker over it, as a proxy holds outlier detection."""
+    """The ways to the servers at `servers` (ports), each of which is one service. A MeshAgent knows each by
+    name and holds a breaker over it, as Envoy holds its outlier detection. With `cpu`, the proxies are
+    bound to that CPU; without, they have them all."""
 
-    def __init__(self, stage, world, services=1):
-        self.stage, self.world, self.services = stage, world, services
-        self.servers = [SERVER + number for number in range(services)]
-        self.nginx = stage.keep(nginx(stage, world, self.servers))
+    def __init__(self, stage, world, servers, cpu=None):
+        self.stage, self.world, self.servers, self.cpu = stage, world, list(servers), cpu
 
     def open(self, name):
         return {"direct": self.direct, "MeshAgent": self.meshagent, "Envoy": self.envoy, "HAProxy": self.haproxy}[
@@ -127,63 +126,64 @@ class Ways:
 
     @contextlib.contextmanager
     def envoy(self, outlier="default"):
-        listening = [ENVOY + number for number in range(self.services)]
-        with envoy(self.stage, self.world, dict(zip(listening, self.servers)), outlier) as process:
+        listening = [ENVOY + number for number, _ in enumerate(self.servers)]
+        with envoy(self.stage, self.world, dict(zip(listening, self.servers)), outlier, self.cpu) as process:
             yield Way("Envoy", listening, process)
 
     @contextlib.contextmanager
     def haproxy(self):
-        listening = [HAPROXY + number for number in range(self.services)]
-        with haproxy(self.stage, self.world, dict(zip(listening, self.servers))) as process:
+        listening = [HAPROXY + number for number, _ in enumerate(self.servers)]
+        with haproxy(self.stage, self.world, dict(zip(listening, self.servers)), self.cpu) as process:
             yield Way("HAProxy", listening, process)
 
 
-def services(ports, **breaker):
-    """The agent's configuration of a service on each of `ports`, each with a breaker in force."""
-    return [
-        {"name": f"service-{port}", "endpoints": [f"127.0.0.1:{port}"], "breaker": {"mode": "enforce", **breaker}}
-        for port in ports
-    ]
+def services(ports):
+    """The agent's configuration of a service on each of `ports`, each with a breaker in force. A load
+    generator that ends with requests under way leaves as many failures in a row (`aborted`) as it has
+    connections; these alone shall not open it."""
+    breaker = {"mode": "enforce", "consecutiveFailures": 10000}
+    return [{"name": f"service-{port}", "endpoints": [f"127.0.0.1:{port}"], "breaker": breaker} for port in ports]
 
 
 @contextlib.contextmanager
-def nginx(stage, world, ports):
-    """nginx with a worker for each CPU, no logs, and connections kept for as long as the client likes."""
+def nginx(stage, world, ports, cpu=None):
+    """nginx with a worker for each CPU, or with one that is bound to `cpu`; no logs, and connections are
+    kept for as long as the client likes."""
     directory = _directory(stage, "nginx")
     listen = "\n        ".join(f"listen 127.0.0.1:{port} backlog=16384;" for port in ports)
     configuration = directory / "nginx.conf"
-    configuration.write_text(NGINX.format(directory=directory, listen=listen))
-    words = [need("nginx"), "-c", configuration, "-e", directory / "error.log"]
+    configuration.write_text(NGINX.format(directory=directory, listen=listen, workers=1 if bound(cpu) else "auto"))
+    words = [*bound(cpu), need("nginx"), "-c", configuration, "-e", directory / "error.log"]
     with _running(stage, world, "nginx", words, directory, ports) as process:
         yield process
 
 
 @contextlib.contextmanager
-def haproxy(stage, world, routes):
-    """HAProxy with a thread for each CPU: `routes` names the server's port for each port it listens at."""
+def haproxy(stage, world, routes, cpu=None):
+    """HAProxy with a thread for each CPU that it has: `routes` names the server's port for each port that it
+    listens at."""
     directory = _directory(stage, "haproxy")
-    text = HAPROXY_CONFIGURATION.format(cpus=os.cpu_count())
+    text = HAPROXY_CONFIGURATION.format(cpus=_share(cpu))
     for port, server in routes.items():
         text += f"frontend in{port}\n    bind 127.0.0.1:{port} backlog 16384\n    default_backend out{server}\n"
         text += f"backend out{server}\n    server one 127.0.0.1:{server}\n"
     configuration = directory / "haproxy.cfg"
     configuration.write_text(text)
-    words = [need("haproxy"), "-db", "-f", configuration]
+    words = [*bound(cpu), need("haproxy"), "-db", "-f", configuration]
     with _running(stage, world, "haproxy", words, directory, routes) as process:
         yield process
 
 
 @contextlib.contextmanager
-def envoy(stage, world, routes, outlier="default"):
-    """Envoy as a sidecar with a worker for each CPU: `routes` names the server's port for each port it
-    listens at; `outlier` is a variant of OUTLIER, or settings of one's own (a dict)."""
+def envoy(stage, world, routes, outlier="default", cpu=None):
+    """Envoy as a sidecar with a worker for each CPU that it has: `routes` names the server's port for each
+    port that it listens at; `outlier` is a variant of OUTLIER, or settings of one's own (a dict)."""
     directory = _directory(stage, "envoy")
     settings = OUTLIER[outlier] if isinstance(outlier, str) else outlier
     configuration = directory / "envoy.json"
     configuration.write_text(json.dumps(_envoy_configuration(routes, settings)))
-    words = [
-        envoy_binary(), "-c", configuration, "--concurrency", os.cpu_count(), "--disable-hot-restart", "-l", "warning",
-    ]  # fmt: skip
+    words = [*bound(cpu), envoy_binary(), "-c", configuration, "--concurrency", _share(cpu)]
+    words += ["--disable-hot-restart", "-l", "warning"]
     with _running(stage, world, "envoy", words, directory, routes) as process:
         yield process
 
@@ -233,6 +233,15 @@ def _envoy_configuration(routes, outlier):
             }
         )
     return {"static_resources": {"listeners": listeners, "clusters": clusters}}
+
+
+def bound(cpu):
+    """The words that bind a command to a CPU; none if it may have them all."""
+    return [] if cpu is None else [need("taskset"), "-c", cpu]
+
+
+def _share(cpu):
+    return os.cpu_count() if cpu is None else 1
 
 
 def _address(port):
