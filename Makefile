@@ -1,7 +1,7 @@
 # The front door: each target does one whole thing, from a fresh clone.
 # BOOTSTRAP=no skips the look for missing packages; SWIFT_BUILD_FLAGS goes to `swift build`.
 .DEFAULT_GOAL := help
-.PHONY: demo run build test unit kernel check format help clean
+.PHONY: demo run build test unit kernel bench check format help clean
 .NOTPARALLEL:
 
 SHELL := /bin/bash
@@ -20,7 +20,7 @@ help: ## Show this
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  demo, run and test need root; DEMO_SECONDS=$${DEMO_SECONDS:-45} bounds the demo."
+	@echo "  demo, run, test and bench need root; DEMO_SECONDS=$${DEMO_SECONDS:-45} bounds the demo."
 
 demo: build ## See it work: real services, a failure, a breaker, traces on the wire
 	$(call bootstrap,demo)
@@ -44,6 +44,10 @@ unit: ## Run the unit tests alone (no root)
 kernel: build ## Run the tests on the real kernel alone (root)
 	$(call bootstrap,test)
 	@scripts/test-kernel
+
+bench: build ## Measure it beside Envoy, HAProxy and no mesh at all; SCENARIO=name for one (root)
+	$(call bootstrap,bench)
+	@PATH="$$(scripts/find-swift):$$PATH" $(PYTHON) -m bench $(SCENARIO)
 
 check: ## Check format, lint and warnings, and change nothing
 	$(call bootstrap,check)

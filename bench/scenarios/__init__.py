@@ -1,0 +1,1 @@
+"""The scenarios of the bench, one module each: `run(stage, report)`."""
