@@ -10,6 +10,17 @@ static __always_inline u64 workload_of(struct tcp_sock *tcp)
 	return sock_of(tcp)->sk_cgrp_data.cgroup->kn->id;
 }
 
+/*
+ * The time of a packet with data. TCP has just read the clock to send it (tcp_write_xmit, and the
+ * timers), the same one as bpf_ktime_get_ns() does; to receive one it has yet to read it.
+ */
+static __always_inline u64 packet_time(struct tcp_sock *tcp, bool egress)
+{
+	if (egress && bpf_core_field_exists(tcp->tcp_clock_cache))
+		return tcp->tcp_clock_cache;
+	return bpf_ktime_get_ns();
+}
+
 /* sk_err is set before a socket turns to CLOSE (net/ipv4/tcp_input.c, tcp_reset, and others). */
 static __always_inline u8 outcome_of(int error)
 {

@@ -67,6 +67,7 @@ struct sock_common {
 	__be16 skc_dport;
 	u16 skc_num;
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -86,6 +87,7 @@ struct tcp_sock {
 	u64 bytes_retrans;
 	u64 bytes_received;
 	u32 total_retrans;
+	u64 tcp_clock_cache;
 	bool is_mptcp;
 	void *ao_info;
 };
@@ -108,6 +110,11 @@ struct bpf_iter__bpf_sk_storage_map {
 static __always_inline struct sock *sock_of(struct tcp_sock *tcp)
 {
 	return (struct sock *)tcp;
+}
+
+static __always_inline u8 state_of(struct tcp_sock *tcp)
+{
+	return sock_of(tcp)->__sk_common.skc_state;
 }
 
 #endif

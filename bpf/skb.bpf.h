@@ -65,9 +65,8 @@ static long find_stamp(u32 index, void *context)
 
 /* Keeps a SYN's stamp for the connection that it may become. */
 static __noinline int receive_stamp(
-	struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet)
+	struct __sk_buff *skb, struct tcp_sock *tcp, const struct packet *packet)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct stamp_search search = {};
 	struct mesh_tuple tuple = {};
 	struct tcp_header header;
@@ -135,18 +134,17 @@ static __noinline u32 look_up_service(
  * Takes in a connection that is older than the agent. It is a server's if something listens on
  * its local port, else a client's.
  */
-static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bpf_sock *sk)
+static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct tcp_sock *tcp)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct mesh_connection *connection;
 	struct bpf_sock_tuple lookup = {};
 	struct bpf_sock *listener;
 	struct mesh_tuple tuple;
 	u32 *words, size, service;
 
-	if (!tcp || sk->state != BPF_TCP_ESTABLISHED)
+	if (!tcp || state_of(tcp) != BPF_TCP_ESTABLISHED)
 		return NULL;
-	connection = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!connection) {
 		count(MESH_COUNTER_LOST_STORAGE);
 		return NULL;
@@ -272,9 +270,8 @@ static __noinline bool begins_request(
  * The endpoints have changed since this connection's service was found: a reload reaches the pools
  * that live for days, too. For the counts, it leaves the old service and joins the new one.
  */
-static __noinline int find_service_again(struct mesh_connection *connection, struct bpf_sock *sk)
+static __noinline int find_service_again(struct mesh_connection *connection, struct tcp_sock *tcp)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct mesh_tuple tuple;
 	u32 service;
 
@@ -291,7 +288,7 @@ static __noinline int find_service_again(struct mesh_connection *connection, str
 }
 
 static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connection *connection,
-	struct bpf_sock *sk, const struct packet *packet)
+	struct tcp_sock *tcp, const struct packet *packet, bool egress)
 {
 	u8 decision = MESH_DECISION_ADMITTED;
 
@@ -304,7 +301,7 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 	connection->request_bytes = packet->payload;
 	connection->farewell = 0;
 	if (connection->generation != control.generation)
-		find_service_again(connection, sk);
+		find_service_again(connection, tcp);
 	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
 		/* The connect() was the probe, and this what it was for, unless long ago. */
 		bool pass = connection->probe_connect &&
@@ -323,7 +320,7 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 	connection->interim = INTERIM_NONE;
 	connection->status_len = 0;
 	/* Last: from here on the other direction may end it. A rejected one ends in tc. */
-	connection->request_start_ns = bpf_ktime_get_ns();
+	connection->request_start_ns = packet_time(tcp, egress);
 }
 
 struct interim_search {
@@ -402,7 +399,7 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 		return end_interim(skb, connection, offset, left);
 	filled = connection->status_len;
 	if (!filled) {
-		connection->response_ns = bpf_ktime_get_ns();
+		connection->response_ns = packet_time(tcp, connection->role == MESH_ROLE_SERVER);
 		if (left >= STATUS_BYTES) {
 			if (bpf_skb_load_bytes(skb, offset, connection->status, STATUS_BYTES))
 				return 0;
@@ -460,7 +457,7 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 /* New bytes only: steps over what was seen before; false when nothing is left or there is a hole.
  */
 static __always_inline bool take_new_bytes(
-	struct mesh_connection *connection, struct bpf_sock *sk, struct packet *packet, bool egress)
+	struct mesh_connection *connection, struct tcp_sock *tcp, struct packet *packet, bool egress)
 {
 	u32 end = packet->sequence + packet->payload, next, seen;
 
@@ -471,13 +468,9 @@ static __always_inline bool take_new_bytes(
 			next = packet->sequence;
 	} else {
 		next = connection->in_next;
-		if (packet->sequence != next) {
-			/* A hole that was filled since, with bytes that never came as new ones. */
-			struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
-
-			if (tcp && after(tcp->rcv_nxt, next))
-				next = tcp->rcv_nxt;
-		}
+		/* A hole that was filled since, with bytes that never came as new ones. */
+		if (packet->sequence != next && after(tcp->rcv_nxt, next))
+			next = tcp->rcv_nxt;
 	}
 	if (!after(end, next) || after(packet->sequence, next))
 		return false;
@@ -493,14 +486,10 @@ static __always_inline bool take_new_bytes(
 }
 
 static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connection *connection,
-	struct bpf_sock *sk, struct packet *packet, bool egress)
+	struct tcp_sock *tcp, struct packet *packet, bool egress)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-
-	if (!tcp)
-		return;
 	if (egress == (connection->role == MESH_ROLE_CLIENT)) {
-		on_request(skb, connection, sk, packet);
+		on_request(skb, connection, tcp, packet, egress);
 	} else {
 		u32 offset = packet->payload_offset, left = packet->payload;
 
@@ -527,14 +516,11 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 }
 
 /* FIN and RST, after the payload that came with them. */
-static __always_inline void on_end(struct mesh_connection *connection, struct bpf_sock *sk,
+static __always_inline void on_end(struct mesh_connection *connection, struct tcp_sock *tcp,
 	const struct packet *packet, bool egress)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	bool response = egress != (connection->role == MESH_ROLE_CLIENT);
 
-	if (!tcp)
-		return;
 	/* A client's FIN may be only half a close, so here it is noted and not yet decided on. */
 	if (!response && (connection->role == MESH_ROLE_SERVER || (packet->flags & TCP_RST) ||
 				 connection->adopted))
@@ -560,21 +546,24 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 {
 	struct mesh_connection *connection;
 	struct bpf_sock *sk = skb->sk;
+	struct tcp_sock *tcp;
 	struct packet packet;
 
-	if (!sk)
-		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->protocol != IPPROTO_TCP || !parse_packet(skb, &packet))
+	/* Most packets are bare ACKs: they cost no call of a helper. */
+	if (!sk || !parse_packet(skb, &packet))
 		return 1;
 	if (!packet.payload && !(packet.flags & (TCP_SYN | TCP_FIN | TCP_RST)))
 		return 1;
-	if (sk->state == BPF_TCP_LISTEN) {
+	/* Null unless it is a full socket, and TCP's. */
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return 1;
+	if (state_of(tcp) == BPF_TCP_LISTEN) {
 		if (!egress && (packet.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
-			receive_stamp(skb, sk, &packet);
+			receive_stamp(skb, tcp, &packet);
 		return 1;
 	}
-	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
 	if (packet.flags & TCP_SYN) {
 		if (egress && packet.payload && connection &&
 			connection->role == MESH_ROLE_CLIENT && !connection->out_next) {
@@ -582,20 +571,20 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 			 */
 			packet.sequence++;
 			connection->out_next = packet.sequence + packet.payload;
-			on_request(skb, connection, sk, &packet);
+			on_request(skb, connection, tcp, &packet, egress);
 		}
 		return 1;
 	}
 	if (!connection)
-		connection = adopt(skb, sk);
+		connection = adopt(skb, tcp);
 	if (!connection || connection->role == MESH_ROLE_IGNORED)
 		return 1;
 	if (packet.payload) {
-		if (take_new_bytes(connection, sk, &packet, egress))
-			on_data(skb, connection, sk, &packet, egress);
+		if (take_new_bytes(connection, tcp, &packet, egress))
+			on_data(skb, connection, tcp, &packet, egress);
 	}
 	if (packet.flags & (TCP_FIN | TCP_RST))
-		on_end(connection, sk, &packet, egress);
+		on_end(connection, tcp, &packet, egress);
 	return 1;
 }
 
