@@ -215,27 +215,20 @@ static __always_inline bool is_goodbye(
 	return head[0] == 1 && !head[1] && !head[2] && !head[3] && head[4] == 1;
 }
 
-/*
- * Whether bytes that follow a response begin a request. On HTTP/1 they may still be the body of
- * the request that was answered early, so they must begin like a request line (RFC 9112, 3).
- */
-static __noinline bool begins_request(
-	struct __sk_buff *skb, struct mesh_connection *connection, const struct packet *packet)
+/* The shortest method, a space and a path are longer; a longest method and its space are not. */
+#define HEAD_BYTES 9
+#define METHOD_GET 0x20544547  /* "GET " in memory */
+#define METHOD_POST 0x54534f50 /* "POST" */
+
+/* Whether bytes that are neither a GET nor a POST begin a request. */
+static __noinline bool begins_other_request(
+	struct mesh_connection *connection, const u8 *head, u32 length)
 {
-	u8 head[9] = {};
 	bool line = false;
 
-	if (!connection || !packet)
+	if (!connection || !head)
 		return false;
-	if (packet->payload >= sizeof(head)) {
-		if (bpf_skb_load_bytes(skb, packet->payload_offset, head, sizeof(head)))
-			return false;
-	} else {
-		for (u32 i = 0; i < sizeof(head) - 1; i++)
-			if (i < packet->payload)
-				bpf_skb_load_bytes(skb, packet->payload_offset + i, &head[i], 1);
-	}
-	if (is_goodbye(connection, head, packet->payload))
+	if (is_goodbye(connection, head, length))
 		return false;
 	if (connection->tls)
 		return head[0] == TLS_APPLICATION_DATA;
@@ -245,8 +238,8 @@ static __noinline bool begins_request(
 		return false; /* a handshake is no request */
 	}
 	/* A method of three to eight capitals and a space; fewer bytes may be the start of one. */
-	for (u32 i = 0; i < sizeof(head); i++) {
-		if (i >= packet->payload) {
+	for (u32 i = 0; i < HEAD_BYTES; i++) {
+		if (i >= length) {
 			line = i > 0;
 			break;
 		}
@@ -260,10 +253,36 @@ static __noinline bool begins_request(
 	if (connection->http)
 		return line;
 	/* HTTP/2 begins with a request line of its own ("PRI * HTTP/2.0"), and only once. */
-	if (line && packet->payload >= sizeof(head) &&
-		!(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
+	if (line && length >= HEAD_BYTES && !(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
 		connection->http = 1;
 	return true;
+}
+
+/*
+ * Whether bytes that follow a response begin a request. On HTTP/1 they may still be the body of
+ * the request that was answered early, so they must begin like a request line (RFC 9112, 3).
+ */
+static __always_inline bool begins_request(
+	struct __sk_buff *skb, struct mesh_connection *connection, const struct packet *packet)
+{
+	u8 head[HEAD_BYTES] __attribute__((aligned(4))) = {};
+	u32 method;
+
+	if (packet->payload >= HEAD_BYTES) {
+		if (bpf_skb_load_bytes(skb, packet->payload_offset, head, HEAD_BYTES))
+			return false;
+		method = *(u32 *)head;
+		if (!connection->tls && (method == METHOD_GET ||
+						(method == METHOD_POST && head[4] == ' '))) {
+			connection->http = 1;
+			return true;
+		}
+	} else {
+		for (u32 i = 0; i < HEAD_BYTES - 1; i++)
+			if (i < packet->payload)
+				bpf_skb_load_bytes(skb, packet->payload_offset + i, &head[i], 1);
+	}
+	return begins_other_request(connection, head, packet->payload);
 }
 
 /*
@@ -369,83 +388,103 @@ static __noinline u32 end_interim(
 	return search.length < left ? search.length : 0;
 }
 
-/* Whether the bytes so far may begin a status line. */
-static __always_inline bool is_status_line(const u8 *status, u32 length)
+/* Whether bytes may begin a status line. */
+static __noinline bool may_be_status_line(const struct mesh_connection *connection, u32 length)
 {
 	const char pattern[] = "HTTP/1.d ddd";
 
+	if (!connection)
+		return false;
 	for (u32 i = 0; i < STATUS_BYTES; i++) {
+		u8 byte = connection->status[i];
+
 		if (i >= length)
 			return true;
-		if (pattern[i] == 'd' ? status[i] < '0' || status[i] > '9'
-				      : status[i] != pattern[i])
+		if (pattern[i] == 'd' ? byte < '0' || byte > '9' : byte != pattern[i])
 			return false;
 	}
 	return true;
 }
 
 /*
- * Reads new response bytes from `offset`. Returns how many an interim response took, with more of
- * the segment to read behind it; 0 when the segment says no more.
+ * The same for all twelve bytes, in two steps: those that must be as they are become 0, digits
+ * their value, and with 0x76 added a byte above 9 has its top bit set.
  */
-static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection *connection,
-	struct tcp_sock *tcp, u32 offset, u32 left)
+static __always_inline bool is_status_line(const struct mesh_connection *connection)
 {
-	u32 filled, status;
+	u64 version = *(const u64 *)connection->status ^ 0x302e312f50545448; /* "HTTP/1.0" */
+	u32 code = *(const u32 *)(connection->status + 8) ^ 0x30303020;	    /* " 000" */
+
+	return !((version | (version + 0x7600000000000000)) & 0x80ffffffffffffff) &&
+	       !((code | (code + 0x76767600)) & 0x808080ff);
+}
+
+/* A status line that comes in pieces. Returns how many of its bytes are there now; 0: unreadable. */
+static __noinline u32 gather_status(
+	struct __sk_buff *skb, struct mesh_connection *connection, u32 offset, u32 left)
+{
+	u32 filled, taken = 0;
 
 	if (!connection)
 		return 0;
+	filled = connection->status_len;
+	for (u32 i = 0; i < STATUS_BYTES; i++) {
+		if (i < filled || taken >= left)
+			continue;
+		if (bpf_skb_load_bytes(skb, offset + taken, &connection->status[i], 1))
+			return 0;
+		taken++;
+	}
+	return filled + taken;
+}
+
+/*
+ * Reads new response bytes from `offset`. Returns how many an interim response took, with more of
+ * the segment to read behind it; 0 when the segment says no more.
+ */
+static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connection *connection,
+	struct tcp_sock *tcp, u32 offset, u32 left, bool egress)
+{
+	u32 filled = STATUS_BYTES, status = 0;
+	bool line;
+
 	if (connection->interim == INTERIM_HEADER)
 		return end_interim(skb, connection, offset, left);
-	filled = connection->status_len;
-	if (!filled) {
-		connection->response_ns = packet_time(tcp, connection->role == MESH_ROLE_SERVER);
-		if (left >= STATUS_BYTES) {
-			if (bpf_skb_load_bytes(skb, offset, connection->status, STATUS_BYTES))
-				return 0;
-			filled = STATUS_BYTES;
+	if (!connection->status_len)
+		connection->response_ns = packet_time(tcp, egress);
+	if (connection->status_len || left < STATUS_BYTES) {
+		filled = gather_status(skb, connection, offset, left);
+		if (!filled)
+			return 0;
+	} else if (bpf_skb_load_bytes(skb, offset, connection->status, STATUS_BYTES)) {
+		return 0;
+	}
+	line = filled < STATUS_BYTES ? may_be_status_line(connection, filled)
+				     : is_status_line(connection);
+	connection->status_len = line && filled < STATUS_BYTES ? filled : 0;
+	if (connection->status_len)
+		return 0;
+	if (line) {
+		status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
+			 (connection->status[11] - '0');
+		if (status / 100 == 1 && status != 101) {
+			connection->interim_window = 0;
+			return end_interim(skb, connection, offset, left);
 		}
-	}
-	if (filled < STATUS_BYTES) {
-		/* A status line that comes in pieces. */
-		u32 taken = 0;
-
-		for (u32 i = 0; i < STATUS_BYTES; i++) {
-			if (i < filled || taken >= left)
-				continue;
-			if (bpf_skb_load_bytes(skb, offset + taken, &connection->status[i], 1))
-				return 0;
-			taken++;
+		connection->protocol = MESH_PROTOCOL_HTTP;
+	} else {
+		if (connection->role == MESH_ROLE_SERVER && !connection->tls &&
+			connection->status[0] == TLS_HANDSHAKE && connection->status[1] == 3) {
+			/* The request that came as the socket was made was a handshake. */
+			connection->tls = 1;
+			connection->protocol = MESH_PROTOCOL_TLS;
+			__sync_lock_test_and_set(&connection->request_start_ns, 0);
+			return 0;
 		}
-		filled += taken;
+		if (connection->interim)
+			return 0;
 	}
-	if (connection->role == MESH_ROLE_SERVER && !connection->tls &&
-		connection->status[0] == TLS_HANDSHAKE && connection->status[1] == 3) {
-		/* The request that came as the socket was made was a handshake. */
-		connection->tls = 1;
-		connection->protocol = MESH_PROTOCOL_TLS;
-		__sync_lock_test_and_set(&connection->request_start_ns, 0);
-		return 0;
-	}
-	if (!is_status_line(connection->status, filled)) {
-		connection->status_len = 0;
-		if (!connection->interim)
-			end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
-		return 0;
-	}
-	connection->status_len = filled;
-	if (filled < STATUS_BYTES)
-		return 0;
-
-	connection->status_len = 0;
-	status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
-		 (connection->status[11] - '0');
-	if (status / 100 == 1 && status != 101) {
-		connection->interim_window = 0;
-		return end_interim(skb, connection, offset, left);
-	}
-	connection->protocol = MESH_PROTOCOL_HTTP;
-	end_request(connection, tcp, MESH_OUTCOME_OK, status, connection->response_ns);
+	answer_request(connection, tcp, status);
 	if (status == 101) {
 		/* Another protocol from here on (RFC 9110, 7.8). */
 		connection->protocol = MESH_PROTOCOL_TCP;
@@ -500,8 +539,9 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 			connection->request_start_ns = connection->opened_ns;
 		}
 		/* An interim response or two may come in one segment with the final one. */
+#pragma clang loop unroll(disable)
 		for (int i = 0; i < 4 && connection->request_start_ns; i++) {
-			u32 taken = on_response(skb, connection, tcp, offset, left);
+			u32 taken = on_response(skb, connection, tcp, offset, left, egress);
 
 			if (!taken || taken >= left)
 				break;
@@ -565,15 +605,12 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	}
 	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
 	if (packet.flags & TCP_SYN) {
-		if (egress && packet.payload && connection &&
-			connection->role == MESH_ROLE_CLIENT && !connection->out_next) {
-			/* Fast Open: the request is in the SYN, whose own number comes before it.
-			 */
-			packet.sequence++;
-			connection->out_next = packet.sequence + packet.payload;
-			on_request(skb, connection, tcp, &packet, egress);
-		}
-		return 1;
+		if (!egress || !packet.payload || !connection ||
+			connection->role != MESH_ROLE_CLIENT || connection->out_next)
+			return 1;
+		/* Fast Open: the request is in the SYN, whose own number comes before it. */
+		packet.sequence++;
+		connection->out_next = packet.sequence;
 	}
 	if (!connection)
 		connection = adopt(skb, tcp);
