@@ -57,8 +57,8 @@ static __always_inline u16 decision_flags(const struct mesh_connection *connecti
  * Takes the pending request, if there is one, for a sample of how it ended: whoever takes its
  * start time reports it, once. `until` is when it ended.
  */
-static __always_inline bool take_request(struct mesh_connection *connection, u8 outcome, u16 status,
-	u64 until, struct ending *end)
+static __always_inline bool take_request(
+	struct mesh_connection *connection, u8 outcome, u16 status, u64 until, struct ending *end)
 {
 	u8 decision;
 	u64 start;
@@ -72,7 +72,7 @@ static __always_inline bool take_request(struct mesh_connection *connection, u8 
 		connection->answered = 1;
 	end->kind = MESH_EVENT_REQUEST;
 	end->flags = decision_flags(connection, decision);
-	if (decision == MESH_DECISION_REJECTED) {
+	if (unlikely(decision == MESH_DECISION_REJECTED)) {
 		/* No tc hook was on its way, so it went through. */
 		end->flags |= MESH_SAMPLE_UNENFORCED;
 		count(MESH_COUNTER_UNENFORCED);

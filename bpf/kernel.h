@@ -15,6 +15,14 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
+/*
+ * Keeps what is rare out of the way of what is not: a packet finds little of this in the cache.
+ * Should the compiler put the rare part into a function of its own ("NAME.cold.1", which libbpf
+ * does not take), move it into a __noinline one by hand.
+ */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
 typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;

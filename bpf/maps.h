@@ -45,11 +45,11 @@ struct mesh_connection {
 	u8 decision;	  /* request direction: what admit() said of the pending request */
 	u8 probe_connect; /* its connect() was a probe, so its first request belongs to it */
 	u8 connect_decision;
-	u8 farewell;	/* request direction: the pending request was the client's goodbye */
-	u8 answered;	/* response direction: some request has had its response */
-	u8 protocol;	/* response direction: enum mesh_protocol */
-	u8 interim;	/* response direction: enum interim */
-	u8 status_len;	/* response direction: bytes of `status` that are filled */
+	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
+	u8 answered;	 /* response direction: some request has had its response */
+	u8 protocol;	 /* response direction: enum mesh_protocol */
+	u8 interim;	 /* response direction: enum interim */
+	u8 status_len;	 /* response direction: bytes of `status` that are filled */
 	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
 	u32 retransmits_reported;
 	u64 workload;
@@ -62,11 +62,11 @@ struct mesh_connection {
 	u32 interim_window; /* response direction: the last bytes of an unfinished 1xx header */
 	u8 trace_id[16];
 
-	u64 opened_ns;	/* when connect() was called, or the connection was accepted */
-	u32 claimed;	/* taken by whoever adopts the connection */
-	u8 stamped;	/* the stamp was written and counted */
-	u8 want_stamp;	/* its SYNs are to be stamped */
-	u8 our_hdr;	/* header callbacks are on because of us, and ours to switch off */
+	u64 opened_ns; /* when connect() was called, or the connection was accepted */
+	u32 claimed;   /* taken by whoever adopts the connection */
+	u8 stamped;    /* the stamp was written and counted */
+	u8 want_stamp; /* its SYNs are to be stamped */
+	u8 our_hdr;    /* header callbacks are on because of us, and ours to switch off */
 	u8 pad;
 };
 

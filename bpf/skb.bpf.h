@@ -268,12 +268,12 @@ static __always_inline bool begins_request(
 	u8 head[HEAD_BYTES] __attribute__((aligned(4))) = {};
 	u32 method;
 
-	if (packet->payload >= HEAD_BYTES) {
+	if (likely(packet->payload >= HEAD_BYTES)) {
 		if (bpf_skb_load_bytes(skb, packet->payload_offset, head, HEAD_BYTES))
 			return false;
 		method = *(u32 *)head;
-		if (!connection->tls && (method == METHOD_GET ||
-						(method == METHOD_POST && head[4] == ' '))) {
+		if (likely(!connection->tls) &&
+			(method == METHOD_GET || (method == METHOD_POST && head[4] == ' '))) {
 			connection->http = 1;
 			return true;
 		}
@@ -319,11 +319,11 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 		return;
 	connection->request_bytes = packet->payload;
 	connection->farewell = 0;
-	if (connection->generation != control.generation)
+	if (unlikely(connection->generation != control.generation))
 		find_service_again(connection, tcp);
 	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
 		/* The connect() was the probe, and this what it was for, unless long ago. */
-		bool pass = connection->probe_connect &&
+		bool pass = unlikely(connection->probe_connect) &&
 			    bpf_ktime_get_ns() - connection->opened_ns < PROBE_PASS_NS;
 
 		connection->probe_connect = 0;
@@ -413,13 +413,14 @@ static __noinline bool may_be_status_line(const struct mesh_connection *connecti
 static __always_inline bool is_status_line(const struct mesh_connection *connection)
 {
 	u64 version = *(const u64 *)connection->status ^ 0x302e312f50545448; /* "HTTP/1.0" */
-	u32 code = *(const u32 *)(connection->status + 8) ^ 0x30303020;	    /* " 000" */
+	u32 code = *(const u32 *)(connection->status + 8) ^ 0x30303020;	     /* " 000" */
 
 	return !((version | (version + 0x7600000000000000)) & 0x80ffffffffffffff) &&
 	       !((code | (code + 0x76767600)) & 0x808080ff);
 }
 
-/* A status line that comes in pieces. Returns how many of its bytes are there now; 0: unreadable. */
+/* A status line that comes in pieces. Returns how many of its bytes are there now; 0: unreadable.
+ */
 static __noinline u32 gather_status(
 	struct __sk_buff *skb, struct mesh_connection *connection, u32 offset, u32 left)
 {
@@ -448,11 +449,11 @@ static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connec
 	u32 filled = STATUS_BYTES, status = 0;
 	bool line;
 
-	if (connection->interim == INTERIM_HEADER)
+	if (unlikely(connection->interim == INTERIM_HEADER))
 		return end_interim(skb, connection, offset, left);
-	if (!connection->status_len)
+	if (likely(!connection->status_len))
 		connection->response_ns = packet_time(tcp, egress);
-	if (connection->status_len || left < STATUS_BYTES) {
+	if (unlikely(connection->status_len || left < STATUS_BYTES)) {
 		filled = gather_status(skb, connection, offset, left);
 		if (!filled)
 			return 0;
@@ -462,12 +463,12 @@ static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connec
 	line = filled < STATUS_BYTES ? may_be_status_line(connection, filled)
 				     : is_status_line(connection);
 	connection->status_len = line && filled < STATUS_BYTES ? filled : 0;
-	if (connection->status_len)
+	if (unlikely(connection->status_len))
 		return 0;
-	if (line) {
+	if (likely(line)) {
 		status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
 			 (connection->status[11] - '0');
-		if (status / 100 == 1 && status != 101) {
+		if (unlikely(status / 100 == 1 && status != 101)) {
 			connection->interim_window = 0;
 			return end_interim(skb, connection, offset, left);
 		}
@@ -485,7 +486,7 @@ static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connec
 			return 0;
 	}
 	answer_request(connection, tcp, status);
-	if (status == 101) {
+	if (unlikely(status == 101)) {
 		/* Another protocol from here on (RFC 9110, 7.8). */
 		connection->protocol = MESH_PROTOCOL_TCP;
 		connection->http = 0;
@@ -495,23 +496,23 @@ static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connec
 
 /* New bytes only: steps over what was seen before; false when nothing is left or there is a hole.
  */
-static __always_inline bool take_new_bytes(
-	struct mesh_connection *connection, struct tcp_sock *tcp, struct packet *packet, bool egress)
+static __always_inline bool take_new_bytes(struct mesh_connection *connection, struct tcp_sock *tcp,
+	struct packet *packet, bool egress)
 {
 	u32 end = packet->sequence + packet->payload, next, seen;
 
 	if (egress) {
 		/* New data leaves in order, so a gap is a packet that was not seen here. */
 		next = connection->out_next;
-		if (after(packet->sequence, next))
+		if (unlikely(after(packet->sequence, next)))
 			next = packet->sequence;
 	} else {
 		next = connection->in_next;
 		/* A hole that was filled since, with bytes that never came as new ones. */
-		if (packet->sequence != next && after(tcp->rcv_nxt, next))
+		if (unlikely(packet->sequence != next) && after(tcp->rcv_nxt, next))
 			next = tcp->rcv_nxt;
 	}
-	if (!after(end, next) || after(packet->sequence, next))
+	if (unlikely(!after(end, next) || after(packet->sequence, next)))
 		return false;
 	if (egress)
 		connection->out_next = end;
@@ -533,7 +534,7 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 		u32 offset = packet->payload_offset, left = packet->payload;
 
 		/* The first request came on another CPU while the socket was being made. */
-		if (!connection->began && connection->role == MESH_ROLE_SERVER &&
+		if (unlikely(!connection->began) && connection->role == MESH_ROLE_SERVER &&
 			!connection->adopted && after(tcp->rcv_nxt, connection->in_next)) {
 			connection->began = 1;
 			connection->request_start_ns = connection->opened_ns;
@@ -550,17 +551,21 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 		}
 	}
 	/* A long body, or a stream without requests: the byte counts move on all the same. */
-	if (tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
-		tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP)
+	if (unlikely(
+		    tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
+		    tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP))
 		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
 }
 
 /* FIN and RST, after the payload that came with them. */
-static __always_inline void on_end(struct mesh_connection *connection, struct tcp_sock *tcp,
+static __noinline int on_end(struct mesh_connection *connection, struct tcp_sock *tcp,
 	const struct packet *packet, bool egress)
 {
-	bool response = egress != (connection->role == MESH_ROLE_CLIENT);
+	bool response;
 
+	if (!connection || !tcp || !packet)
+		return 0;
+	response = egress != (connection->role == MESH_ROLE_CLIENT);
 	/* A client's FIN may be only half a close, so here it is noted and not yet decided on. */
 	if (!response && (connection->role == MESH_ROLE_SERVER || (packet->flags & TCP_RST) ||
 				 connection->adopted))
@@ -580,6 +585,7 @@ static __always_inline void on_end(struct mesh_connection *connection, struct tc
 	/* After the samples above: TCP has yet to take it. */
 	if (!egress && (packet->flags & TCP_FIN))
 		connection->fin_received = 1;
+	return 0;
 }
 
 static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
@@ -598,13 +604,13 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
 		return 1;
-	if (state_of(tcp) == BPF_TCP_LISTEN) {
+	if (unlikely(state_of(tcp) == BPF_TCP_LISTEN)) {
 		if (!egress && (packet.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			receive_stamp(skb, tcp, &packet);
 		return 1;
 	}
 	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
-	if (packet.flags & TCP_SYN) {
+	if (unlikely(packet.flags & TCP_SYN)) {
 		if (!egress || !packet.payload || !connection ||
 			connection->role != MESH_ROLE_CLIENT || connection->out_next)
 			return 1;
@@ -612,7 +618,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 		packet.sequence++;
 		connection->out_next = packet.sequence;
 	}
-	if (!connection)
+	if (unlikely(!connection))
 		connection = adopt(skb, tcp);
 	if (!connection || connection->role == MESH_ROLE_IGNORED)
 		return 1;
@@ -620,7 +626,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 		if (take_new_bytes(connection, tcp, &packet, egress))
 			on_data(skb, connection, tcp, &packet, egress);
 	}
-	if (packet.flags & (TCP_FIN | TCP_RST))
+	if (unlikely(packet.flags & (TCP_FIN | TCP_RST)))
 		on_end(connection, tcp, &packet, egress);
 	return 1;
 }
