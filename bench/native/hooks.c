@@ -46,9 +46,8 @@ enum hook {
 	EGRESS = 1 << 2,
 	TCX = 1 << 3,
 	CLSACT = 1 << 4,
-	QDISC = 1 << 5,	    /* clsact without a filter */
-	EMPTY = 1 << 6,	    /* cgroup_skb with programs that do nothing, both directions */
-	ENFORCING = 1 << 7, /* no hook: some other service's breaker may reject */
+	EMPTY = 1 << 5,	    /* cgroup_skb with programs that do nothing, both directions */
+	ENFORCING = 1 << 6, /* no hook: some other service's breaker may reject */
 };
 
 static const struct variant {
@@ -57,12 +56,11 @@ static const struct variant {
 } variants[] = {
 	{"nothing", 0},
 	{"empty cgroup_skb", EMPTY},
+	{"empty cgroup_skb, tcx", EMPTY | TCX},
+	{"empty cgroup_skb, clsact", EMPTY | CLSACT},
 	{"connection", CONNECTION},
 	{"connection, ingress", CONNECTION | INGRESS},
 	{"connection, ingress, egress", CONNECTION | INGRESS | EGRESS},
-	{"tcx", TCX},
-	{"clsact qdisc", QDISC},
-	{"clsact", CLSACT},
 	{"all on tcx", CONNECTION | INGRESS | EGRESS | TCX},
 	{"all on clsact", CONNECTION | INGRESS | EGRESS | CLSACT},
 	{"all on tcx, enforcing", CONNECTION | INGRESS | EGRESS | TCX | ENFORCING},
@@ -210,13 +208,13 @@ static void attach(unsigned int hooks)
 	}
 	if (hooks & TCX)
 		keep(bpf_link_create(tc, loopback, TCX_EGRESS, NULL));
-	if (hooks & (CLSACT | QDISC)) {
+	if (hooks & CLSACT) {
 		if (bpf_tc_hook_create(&hook))
 			fail("make a clsact qdisc");
 		has_qdisc = true;
+		if (bpf_tc_attach(&hook, &filter))
+			fail("attach a clsact filter");
 	}
-	if ((hooks & CLSACT) && bpf_tc_attach(&hook, &filter))
-		fail("attach a clsact filter");
 	control->enforcing = hooks & ENFORCING ? 1 : 0;
 }
 
