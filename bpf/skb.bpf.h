@@ -97,11 +97,16 @@ static __noinline int receive_stamp(
 	tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
 
 	length = packet->payload_offset - packet->tcp_offset - sizeof(header);
-	if (length >= MESH_STAMP_LENGTH && length <= OPTIONS_BYTES &&
-		!bpf_skb_load_bytes(
-			skb, packet->tcp_offset + sizeof(header), search.options, length)) {
-		search.length = length;
-		bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
+	if (length >= MESH_STAMP_LENGTH) {
+		/* Two comparisons, of this variable: Linux 6.1's verifier cannot follow them as
+		 * one. */
+		barrier_var(length);
+		if (length <= OPTIONS_BYTES &&
+			!bpf_skb_load_bytes(
+				skb, packet->tcp_offset + sizeof(header), search.options, length)) {
+			search.length = length;
+			bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
+		}
 	}
 	if (search.found && search.found <= OPTIONS_BYTES - sizeof(trace_id)) {
 		if (in_networks(&scope, tuple.remote_address)) {
