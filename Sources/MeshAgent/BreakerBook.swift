@@ -126,6 +126,13 @@ struct BreakerBook {
         return transitions
     }
 
+    /// Whether there is nothing to write to the kernel or to tell of a slot; may say no where there is
+    /// nothing. It is asked for each sample, and answers at once for a breaker that is closed and at ease.
+    func isSettled(_ index: Int) -> Bool {
+        slots[index].breaker.isAtEase && slots[index].written?.isAtEase == true
+            && slots[index].written?.alert == slots[index].breaker.alert
+    }
+
     /// What has to be written to the kernel for a slot; nil if it holds that already.
     mutating func wordToWrite(_ index: Int) -> (old: BreakerKernelWord?, new: BreakerKernelWord)? {
         let word = slots[index].breaker.kernelWord

@@ -109,6 +109,10 @@ public struct Breaker: Sendable {
             || window.counts.slow > 0
     }
 
+    /// Whether it is closed, and neither forced nor held so: then only `alert` may differ in `kernelWord`
+    /// from one sample to the next.
+    public var isAtEase: Bool { automaticState == .closed && override == nil && heldReason == nil }
+
     /// When `tick` next has something to do; nil if never.
     public var nextDeadline: UInt64? {
         let automatic = automaticDeadline
