@@ -88,6 +88,21 @@ struct BreakerBook {
         return (index, transitions)
     }
 
+    /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
+    mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
+        // Reached through a pointer, because Swift would copy so large a value, and write it back.
+        slots.withUnsafeMutableBufferPointer { slots in
+            guard slots[slot].breaker.recordQuietly(sample) else { return false }
+            slots[slot].admittedRequests += 1
+            return true
+        }
+    }
+
+    /// Whether a service's breaker takes a sample for a failure.
+    func isFailure(_ sample: Sample, slot: Int) -> Bool {
+        slots.withUnsafeBufferPointer { sample.isFailure($0[slot].breaker.policy.failureStatuses) }
+    }
+
     /// Makes the moves whose time has come.
     mutating func tick(_ now: UInt64) -> [(slot: Int, transitions: [BreakerTransition])] {
         guard now >= nextDeadline else { return [] }

@@ -15,7 +15,7 @@ final class Engine {
     /// that there are a few hundred records at most.
     private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 1_000_000_000)
     /// It waits longer while less than this many records were waiting for it, and less above.
-    private static let recordsPerPoll = 250...1000
+    private static let recordsPerPoll = 1000...3000
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096

@@ -45,18 +45,25 @@ struct Intake {
         }
         received += 1
         let slot = breakers.slot(of: sample.service)
-        let isError =
-            slot.map { sample.isFailure(breakers.slots[$0].breaker.policy.failureStatuses) }
-            ?? sample.isFailure(.serverErrors)
+        var isError = false
+        var unsettled: (slot: Int, transitions: [BreakerTransition])?
+        if let slot {
+            if !breakers.recordQuietly(sample, slot: slot) {
+                isError = breakers.isFailure(sample, slot: slot)
+                if let changed = breakers.record(sample), !changed.transitions.isEmpty || !breakers.isSettled(slot) {
+                    unsettled = changed
+                }
+            }
+        } else {
+            isError = sample.isFailure(.serverErrors)
+        }
         traffic.record(
             sample, workload: workloads.index(cgroup: sample.workload),
             wallTime: sample.time &+ wallOffset, error: isError)
-        let changed = slot == nil ? nil : breakers.record(sample)
-        let isSettled = changed.map { $0.transitions.isEmpty && breakers.isSettled($0.slot) } ?? true
         let isKnown = services.isKnown(sample.service)
-        if isSettled && isKnown && !isFollowed { return true }
+        if unsettled == nil && isKnown && !isFollowed { return true }
         work = Work(
-            sample: sample, isUnknown: !isKnown, breaker: isSettled ? nil : changed,
+            sample: sample, isUnknown: !isKnown, breaker: unsettled,
             tuple: isFollowed ? SampleTuple(record: record) : nil)
         return false
     }

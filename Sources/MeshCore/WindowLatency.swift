@@ -54,6 +54,9 @@ public struct LatencyWindow: Sendable {
     /// Octaves that have memory from the first request on: two in each slot.
     private static let firstChunks = 10
 
+    /// The running slot, and its place among the others; the copy there is stale.
+    private var running = Slot()
+    private var place = 0
     private var slots: [Slot] = []
     /// First, for each slot's octaves, the number of its chunk plus one (0: it has none); then the chunks,
     /// each the buckets of one octave.
@@ -61,9 +64,8 @@ public struct LatencyWindow: Sendable {
     /// The chunks in use: bit n of the first or, from 64 on, of the second.
     private var used: (UInt64, UInt64) = (0, 0)
     private var newest: UInt64 = 0
-    /// When the running slot ends, and its place; 0 before the first request.
+    /// When the running slot ends; 0 before the first request.
     private var slotEnd: UInt64 = 0
-    private var place = 0
     private var firstRecord: UInt64 = 0
 
     /// An empty window; it has no memory of its own yet.
@@ -74,19 +76,15 @@ public struct LatencyWindow: Sendable {
     public mutating func record(duration: UInt64, error: Bool, at now: UInt64) {
         if now >= slotEnd { enterSlot(at: now) }
         newest = max(newest, now)
-        let isKept = slots.withUnsafeMutableBufferPointer { slots in
-            slots[place].requests += 1
-            if error { slots[place].errors += 1 }
-            // Chosen by a hash of their number, because traffic may have a rhythm of its own. (A shift by
-            // all 64 bits leaves 0.)
-            let hash = slots[place].requests &* 0x9E37_79B9_7F4A_7C15
-            return hash >> (64 - UInt64(slots[place].shift)) == 0
-        }
-        guard isKept else { return }
+        running.requests += 1
+        if error { running.errors += 1 }
+        // Chosen by a hash of their number, because traffic may have a rhythm of its own.
+        let hash = running.requests &* 0x9E37_79B9_7F4A_7C15
+        guard running.shift == 0 || hash >> (64 - UInt64(running.shift)) == 0 else { return }
         let bucket = LatencyWindow.bucket(of: duration)
         if bucket == 0 {
-            if slots[place].below == .max { thin() }
-            slots[place].below += 1
+            if running.below == .max { thin() }
+            running.below += 1
             return
         }
         let index = index(of: bucket)
@@ -103,11 +101,12 @@ public struct LatencyWindow: Sendable {
                 contentsOf: repeatElement(0, count: LatencyWindow.start(ofChunk: LatencyWindow.firstChunks)))
             firstRecord = now
         }
+        slots[place] = running
         let number = now / LatencyWindow.slotLength + 1
         let (end, overflow) = number.multipliedReportingOverflow(by: LatencyWindow.slotLength)
         slotEnd = overflow ? .max : end
         place = Int(number % UInt64(LatencyWindow.slotCount))
-        slots[place] = Slot(number: number)
+        running = Slot(number: number)
         for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
         where storage[octave] != 0 {
             let chunk = Int(storage[octave]) - 1
@@ -141,8 +140,8 @@ public struct LatencyWindow: Sendable {
 
     /// From now on the running slot keeps half as many.
     private mutating func thin() {
-        slots[place].shift += 1
-        slots[place].below /= 2
+        running.shift += 1
+        running.below /= 2
         for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
         where storage[octave] != 0 {
             let start = LatencyWindow.start(ofChunk: Int(storage[octave]) - 1)
@@ -154,10 +153,10 @@ public struct LatencyWindow: Sendable {
     private static func start(ofChunk chunk: Int) -> Int { slotCount * octaves + chunk * perOctave }
 
     /// What one bucket of a slot holds.
-    private func count(_ slot: Int, _ bucket: Int) -> UInt64 {
-        guard bucket > 0 else { return UInt64(slots[slot].below) }
+    private func count(_ slot: Slot, _ place: Int, _ bucket: Int) -> UInt64 {
+        guard bucket > 0 else { return UInt64(slot.below) }
         let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
-        let chunk = Int(storage[slot * LatencyWindow.octaves + octave]) - 1
+        let chunk = Int(storage[place * LatencyWindow.octaves + octave]) - 1
         return chunk < 0 ? 0 : UInt64(storage[LatencyWindow.start(ofChunk: chunk) + step])
     }
 
@@ -167,6 +166,8 @@ public struct LatencyWindow: Sendable {
         let number = now / LatencyWindow.slotLength + 1
         let oldest =
             number > UInt64(LatencyWindow.slotCount) ? number - UInt64(LatencyWindow.slotCount) + 1 : 1
+        var slots = slots
+        if !slots.isEmpty { slots[place] = running }
         let live = slots.indices.filter { slots[$0].number >= oldest }
         let requests = live.reduce(0) { $0 + slots[$1].requests }
         let errors = live.reduce(0) { $0 + slots[$1].errors }
@@ -174,17 +175,17 @@ public struct LatencyWindow: Sendable {
         // right now look like thousands per second.
         let start = max((oldest - 1) * LatencyWindow.slotLength, firstRecord)
         let seconds = max(Double(now - start) / 1e9, 1)
-        let percentiles = percentiles(of: live)
+        let percentiles = percentiles(of: live, slots)
         return Summary(
             requests: requests, errors: errors, rate: Double(requests) / seconds,
             errorRatio: requests == 0 ? 0 : Double(errors) / Double(requests), p50: percentiles?[0],
             p90: percentiles?[1], p99: percentiles?[2])
     }
 
-    private func percentiles(of live: [Int]) -> [Double]? {
+    private func percentiles(of live: [Int], _ slots: [Slot]) -> [Double]? {
         let totals = (0..<LatencyWindow.bucketCount).map { bucket in
             live.reduce(0) { sum, slot in
-                sum + count(slot, bucket) << UInt64(slots[slot].shift)
+                sum + count(slots[slot], slot, bucket) << UInt64(slots[slot].shift)
             }
         }
         let total = totals.reduce(0, +)
