@@ -93,14 +93,14 @@ struct BreakerBook {
         // Reached through a pointer, because Swift would copy so large a value, and write it back.
         slots.withUnsafeMutableBufferPointer { slots in
             guard slots[slot].breaker.recordQuietly(sample) else { return false }
-            slots[slot].admittedRequests += 1
+            if sample.role == .client { slots[slot].admittedRequests += 1 }
             return true
         }
     }
 
     /// Whether a service's breaker takes a sample for a failure.
     func isFailure(_ sample: Sample, slot: Int) -> Bool {
-        slots.withUnsafeBufferPointer { sample.isFailure($0[slot].breaker.policy.failureStatuses) }
+        sample.isFailure(slots[slot].breaker.policy.failureStatuses)
     }
 
     /// Makes the moves whose time has come.

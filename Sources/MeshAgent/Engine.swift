@@ -260,7 +260,8 @@ final class Engine {
 
     private func readDiscovered() {
         for found in kernel.discovered() {
-            intake.services.discovered(id: found.id, role: found.role, address: found.address, port: found.port)
+            intake.services.discovered(
+                id: found.id, role: found.role, address: found.address, port: found.port)
         }
     }
 
@@ -340,7 +341,9 @@ final class Engine {
     }
 
     /// Lets the window of a breaker slide before somebody looks at it.
-    func refresh(_ slot: Int, at now: UInt64) { settle(slot, intake.breakers.refresh(slot, at: now), sample: nil) }
+    func refresh(_ slot: Int, at now: UInt64) {
+        settle(slot, intake.breakers.refresh(slot, at: now), sample: nil)
+    }
 
     /// Forces a state on a breaker.
     func force(

@@ -50,7 +50,9 @@ struct Intake {
         if let slot {
             if !breakers.recordQuietly(sample, slot: slot) {
                 isError = breakers.isFailure(sample, slot: slot)
-                if let changed = breakers.record(sample), !changed.transitions.isEmpty || !breakers.isSettled(slot) {
+                if let changed = breakers.record(sample),
+                    !changed.transitions.isEmpty || !breakers.isSettled(slot)
+                {
                     unsettled = changed
                 }
             }
