@@ -1,5 +1,6 @@
 """What the kernel holds: the eBPF maps of a process and their memory, slabs, and eBPF programs of the bench."""
 
+import contextlib
 import glob
 import json
 import os
@@ -14,7 +15,8 @@ def held_maps(pid):
     """The eBPF maps that a process has open, by name, as bpftool tells of them: id, bytes_memlock ..."""
     held = set()
     for entry in os.listdir(f"/proc/{pid}/fdinfo"):
-        with open(f"/proc/{pid}/fdinfo/{entry}") as lines:
+        # A connection to it may have been closed since it was listed.
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/fdinfo/{entry}") as lines:
             held |= {int(line.split()[1]) for line in lines if line.startswith("map_id:")}
     shown = json.loads(run("bpftool", "-j", "map", "show").stdout)
     return {found["name"]: found for found in shown if found["id"] in held}

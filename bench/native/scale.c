@@ -155,6 +155,7 @@ static _Noreturn void work(unsigned first, int channel)
 	if (poller < 0 || !clients)
 		fail("start a worker");
 	random_state += first;
+	count = 0;
 	while (read(channel, &order, sizeof(order)) == sizeof(order)) {
 		double cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
 
