@@ -3,6 +3,7 @@
 #include "cmeshsystem.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -89,4 +90,15 @@ int mesh_open_cgroup(const char *mount, uint64_t id)
 	close(directory);
 	errno = error;
 	return opened;
+}
+
+void mesh_return_large_blocks(void)
+{
+	mallopt(M_MMAP_THRESHOLD, 128 * 1024);
+	mallopt(M_TRIM_THRESHOLD, 128 * 1024);
+}
+
+void mesh_trim_heap(void)
+{
+	malloc_trim(0);
 }

@@ -76,6 +76,7 @@ private func check(_ options: AgentOptions) -> Int32 {
 }
 
 private func run(_ options: AgentOptions) -> Int32 {
+    Heap.returnLargeBlocks()
     let log = Log(format: options.logFormat, level: options.logLevel)
     var configuration = Configuration()
     if let path = options.configuration {

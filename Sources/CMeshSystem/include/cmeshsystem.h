@@ -78,6 +78,13 @@ int mesh_set_thread_name(const char *name);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
  */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
+/*
+ * Large blocks are given back to the kernel when they are freed, however often they come: by itself,
+ * malloc would keep the room of the largest ever.
+ */
+void mesh_return_large_blocks(void);
+/* Gives what is free to the kernel. */
+void mesh_trim_heap(void);
 /* deflateInit2() with a gzip header; a zlib status. */
 int mesh_gzip_begin(z_stream *stream, int level);
 
