@@ -17,6 +17,9 @@ public struct RingBuffer: ~Copyable {
     /// How far we have read; the kernel learns of it now and then.
     private var position: UInt64
 
+    /// How far `peek` has read.
+    private var peeked: UInt64
+
     /// Maps a ring buffer into memory.
     public init(_ map: borrowing BPFMap) throws(SystemError) {
         let operation = "map into memory"
@@ -33,6 +36,7 @@ public struct RingBuffer: ~Copyable {
             throw error
         }
         position = mesh_load_acquire_u64(consumer)
+        peeked = position
         size = map.maxEntries
         self.page = page
         self.file = file
@@ -84,6 +88,31 @@ public struct RingBuffer: ~Copyable {
             }
         }
         mesh_store_release_u64(consumer, position)
+        return count
+    }
+
+    /// Shows the records that wait and were not shown before, oldest first, each valid only during the call
+    /// of `body`; `consume` hands them out again.
+    /// - Returns: How many records there were.
+    @discardableResult
+    public mutating func peek(_ body: (UnsafeRawBufferPointer) -> Void) -> Int {
+        let data = UnsafeRawPointer(producer) + page
+        let mask = UInt64(size - 1)
+        // Asked once: a flood shall not keep the caller here.
+        let produced = mesh_load_acquire_u64(producer)
+        peeked = max(peeked, position)
+        var count = 0
+        while peeked < produced {
+            let header = data + Int(peeked & mask)
+            let length = mesh_load_acquire_u32(header)
+            if length & BPF_RINGBUF_BUSY_BIT != 0 { break }
+            let payload = Int(length & ~BPF_RINGBUF_DISCARD_BIT)
+            if length & BPF_RINGBUF_DISCARD_BIT == 0 {
+                body(UnsafeRawBufferPointer(start: header + Self.headerSize, count: payload))
+                count += 1
+            }
+            peeked += UInt64((payload + Self.headerSize + 7) & ~7)
+        }
         return count
     }
 

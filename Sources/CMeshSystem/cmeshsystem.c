@@ -42,6 +42,29 @@ int mesh_set_thread_name(const char *name)
 	return pthread_setname_np(pthread_self(), name);
 }
 
+int mesh_favour_thread(int nice, uint64_t slice)
+{
+	/* struct sched_attr, which glibc 2.36 does not have. */
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime, deadline, period;
+	} wanted = {
+		.size = sizeof(wanted),
+		.policy = SCHED_OTHER,
+		.flags = 1, /* SCHED_FLAG_RESET_ON_FORK */
+		.nice = nice,
+		.runtime = slice,
+	};
+	int now = getpriority(PRIO_PROCESS, 0);
+
+	if (now < nice)
+		wanted.nice = now;
+	return syscall(SYS_sched_setattr, 0, &wanted, 0) == 0 ? 0 : errno;
+}
+
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)
 {
 	struct rlimit now;

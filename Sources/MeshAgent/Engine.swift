@@ -15,6 +15,8 @@ final class Engine {
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
+    /// Records counted in one go before breakers are fed with what has come since.
+    private static let recordsPerLook = 256
 
     /// How often series of workloads that are long gone are looked for: a minute.
     private static let sweepInterval: UInt64 = 60_000_000_000
@@ -50,6 +52,8 @@ final class Engine {
     let bindings = TraceBindings()
     private var followers: [Follower] = []
 
+    /// Records that the breakers have been fed with, and that are still to be counted.
+    private var decided = 0
     private(set) var samplesReceived: UInt64 = 0
     private(set) var samplesMalformed: UInt64 = 0
     private(set) var lastHeartbeat: UInt64 = 0
@@ -97,6 +101,11 @@ final class Engine {
         try apply(configuration)
         heartbeat(MonotonicClock.now())
         try kernel.attach()
+        if let refused = MeshSystem.Thread.favour() {
+            log.write(
+                .info, "on a busy machine breakers may be late: the agent may not raise its priority",
+                ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
+        }
         shared.setReady(true)
         log.write(
             .info, "ready",
@@ -205,7 +214,27 @@ final class Engine {
         guard kernel.pendingBytes > 0 else { return 0 }
         // One reading of the calendar for all of them: it only dates exemplars.
         wallOffset = Engine.wallOffset()
-        return kernel.consume(limit: limit) { record in self.take(record) }
+        // Breakers first: a sample that decides does not wait until those before it are counted.
+        var count = 0
+        while count < limit {
+            decided += kernel.peek { record in self.decide(record) }
+            let wanted = min(decided, Engine.recordsPerLook, limit - count)
+            let taken = kernel.consume(limit: wanted) { record in self.take(record) }
+            decided -= taken
+            count += taken
+            if taken < Engine.recordsPerLook { break }
+        }
+        return count
+    }
+
+    /// Feeds the breakers.
+    private func decide(_ record: UnsafeRawBufferPointer) {
+        // Most records are none of theirs, and are not worth decoding here.
+        guard record.count >= Sample.length, record[1] == Sample.Role.client.rawValue,
+            breakers.slot(of: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self)) != nil,
+            let sample = Sample(record: record), let (slot, transitions) = breakers.record(sample)
+        else { return }
+        settle(slot, transitions, sample: sample)
     }
 
     private func take(_ record: UnsafeRawBufferPointer) {
@@ -230,7 +259,6 @@ final class Engine {
         traffic.record(
             sample, workload: workload, wallTime: sample.time &+ wallOffset, error: sample.isFailure(statuses)
         )
-        if let (slot, transitions) = breakers.record(sample) { settle(slot, transitions, sample: sample) }
     }
 
     /// Makes sure that a service's name is known.
@@ -316,9 +344,7 @@ final class Engine {
 
     private func record(_ event: BreakerEvent) {
         history.append(event)
-        log.write(event)
-        for follower in followers where !follower.wantsFlows { follower.send(event.json) }
-        dropGoneFollowers()
+        log.write(event, to: followers.filter(\.wantsEvents).map(\.exchange))
     }
 
     /// Lets the window of a breaker slide before somebody looks at it.

@@ -285,6 +285,9 @@ final class KernelSide {
     /// Bytes that wait in the ring buffer.
     var pendingBytes: Int { ring.pendingBytes }
 
+    /// Shows records that were not shown before, oldest first, and leaves them to be consumed.
+    func peek(_ body: (UnsafeRawBufferPointer) -> Void) -> Int { ring.peek(body) }
+
     /// Hands over records, oldest first.
     func consume(limit: Int, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
         ring.consume(limit: limit, body)

@@ -41,6 +41,18 @@ public struct Thread: ~Copyable, Sendable {
         discard self
     }
 
+    /// Has the scheduler run the calling thread soon after it wakes, for as long as it runs briefly: a short
+    /// slice, and a nice value of -10 where that is allowed. It stays an ordinary thread, so that it can take
+    /// a CPU from nobody for long. Threads that it starts later are as others.
+    /// - Returns: Why the nice value could not be had (`EPERM`: it takes `CAP_SYS_NICE`); nil if it could.
+    public static func favour() -> SystemError? {
+        let slice: UInt64 = 100_000
+        let result = mesh_favour_thread(-10, slice)
+        guard result != 0 else { return nil }
+        _ = mesh_favour_thread(19, slice)  // as nice as it is
+        return SystemError("favour", "the thread", errno: result)
+    }
+
     private final class Start: Sendable {
         let name: String
         let body: @Sendable () -> Void

@@ -3,10 +3,6 @@
 #ifndef ATTEMPTS_H
 #define ATTEMPTS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -158,7 +154,7 @@ static inline void *serve(void *argument)
 			int fd = ready[index].data.fd;
 
 			if (fd == listener) {
-				fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+				fd = accept(listener, NULL, NULL);
 				if (fd < 0)
 					continue;
 				set_nodelay(fd);
@@ -207,7 +203,7 @@ static inline void *run_background(void *argument)
 
 	for (unsigned number = 0; number < BACKGROUND_SERVICES; number++) {
 		clients[number] = connect_to(endpoint(100, number, BACKGROUND_PORT));
-		servers[number] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		servers[number] = accept(listener, NULL, NULL);
 		set_nodelay(servers[number]);
 	}
 	background->began = now_ns();

@@ -75,6 +75,9 @@ int mesh_open_cgroup(const char *mount, uint64_t id);
 int mesh_unshare_network(void);
 /* Returns an errno value. */
 int mesh_set_thread_name(const char *name);
+/* Gives the calling thread a slice in nanoseconds (Linux 6.12; older ones ignore it) and, if it is lower
+ * than what it has, a nice value. Threads that it starts get neither. Returns an errno value. */
+int mesh_favour_thread(int nice, uint64_t slice);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
  */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
