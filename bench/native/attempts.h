@@ -140,26 +140,35 @@ static inline size_t answer_to(const char *request, char *answer, size_t room)
 		answer, room, "HTTP/1.1 %u X\r\nContent-Length: 2\r\n\r\nok", status);
 }
 
+static inline void watch(int poller, int fd, bool listens)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN, .data.u64 = (uint64_t)fd | (uint64_t)listens << 32};
+
+	epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event);
+}
+
+/* Serves what connects to any of some listeners, the last of which is followed by -1. */
 static inline void *serve(void *argument)
 {
-	int listener = *(int *)argument, poller = epoll_create1(EPOLL_CLOEXEC);
-	struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, ready[64];
+	int poller = epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event ready[64];
 	char request[4096], answer[256];
 
-	epoll_ctl(poller, EPOLL_CTL_ADD, listener, &event);
+	for (int *listener = argument; *listener >= 0; listener++)
+		watch(poller, *listener, true);
 	for (;;) {
 		int count = epoll_wait(poller, ready, 64, -1);
 
 		for (int index = 0; index < count; index++) {
-			int fd = ready[index].data.fd;
+			int fd = (int)ready[index].data.u64;
 
-			if (fd == listener) {
-				fd = accept(listener, NULL, NULL);
+			if (ready[index].data.u64 >> 32) {
+				fd = accept(fd, NULL, NULL);
 				if (fd < 0)
 					continue;
 				set_nodelay(fd);
-				event.data.fd = fd;
-				epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event);
+				watch(poller, fd, false);
 				continue;
 			}
 			ssize_t length = recv(fd, request, sizeof(request) - 1, 0);

@@ -1,7 +1,8 @@
 /* How long it takes from the response that decides, in the client's hands, to the first attempt
- * that is refused: of connect() under a breaker, or of a request through a proxy (--through PORT),
- * which then answers 503 by itself. Each trial has a service of its own. --rate: background
- * requests per second. */
+ * that is refused: of connect() under a breaker, or of a request through a proxy, which then
+ * answers 503 by itself. Each trial has a service of its own. --rate: background requests per
+ * second. --through PORT: the proxy listens there for trial 0, and goes to --server PORT; one port
+ * up of each for each trial. */
 #include "attempts.h"
 
 static char request[256];
@@ -35,13 +36,20 @@ int main(int count, char **words)
 	unsigned pause = number_of(count, words, "--pause-ms", 30);
 	uint16_t proxy = number_of(count, words, "--through", 0);
 	struct background background = {.rate = number_of(count, words, "--rate", 10)};
-	int listener = listen_on(SERVICE_PORT);
+	uint16_t server = number_of(count, words, "--server", 0);
+	int *listeners = calloc(trials + 2, sizeof(int));
 	unsigned never = 0;
 	uint64_t admitted_all = 0;
 
 	prctl(PR_SET_TIMERSLACK, 1);
 	srand(first + 1);
-	start_thread(serve, &listener);
+	listeners[0] = proxy ? listen_on(server + first) : listen_on(SERVICE_PORT);
+	listeners[1] = -1;
+	for (unsigned trial = 1; proxy && trial < trials; trial++) {
+		listeners[trial] = listen_on(server + first + trial);
+		listeners[trial + 1] = -1;
+	}
+	start_thread(serve, listeners);
 	start_thread(run_background, &background);
 	sleep_for(200000000);
 	printf("{\"seconds\": [");
@@ -53,7 +61,7 @@ int main(int count, char **words)
 
 		if (proxy) {
 			address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-			address.sin_port = htons(proxy);
+			address.sin_port = htons(proxy + first + trial);
 		}
 		snprintf(request, sizeof(request), "GET /%u/%u HTTP/1.1\r\nHost: s%u\r\n\r\n",
 			status, delay, first + trial);

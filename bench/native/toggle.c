@@ -26,11 +26,11 @@ int main(int count, char **words)
 	unsigned first = number_of(count, words, "--first", 0);
 	const char *control = text_of(count, words, "--control");
 	const char *meshctl = text_of(count, words, "--meshctl");
-	int listener = listen_on(SERVICE_PORT);
+	int listeners[] = {listen_on(SERVICE_PORT), -1};
 
 	prctl(PR_SET_TIMERSLACK, 1);
 	srand(first + 1);
-	start_thread(serve, &listener);
+	start_thread(serve, listeners);
 	printf("{\"seconds\": [");
 	for (unsigned trial = 0; trial < trials; trial++) {
 		struct sockaddr_in address = service_endpoint(first + trial);
