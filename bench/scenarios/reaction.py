@@ -10,6 +10,7 @@ first refusal is the first 503 that it answers by itself. It has nothing that de
 from meshtest.metrics import parse_text
 
 from bench.figures import percentile, thinned
+from bench.peers import envoy
 
 RATES = [10, 1000, 50_000]
 CAUSES = {"failures": ["--status", 500], "slow calls": ["--status", 200, "--delay-us", 2000]}
@@ -85,7 +86,9 @@ def run(stage, report):
     total = own["+Inf"]
     report.note(
         f"{REACTION}, the agent's own figure from the kernel's time stamp on the deciding sample to the write: "
-        + ", ".join(f"{own[bound] / total:.1%} within {float(bound) * 1e3:g} ms" for bound in ("0.0001", "0.001", "0.005"))
+        + ", ".join(
+            f"{own[bound] / total:.1%} within {float(bound) * 1e3:g} ms" for bound in ("0.0001", "0.001", "0.005")
+        )
         + f", of {total:,.0f}."
     )
     report.note(
@@ -94,7 +97,7 @@ def run(stage, report):
     )
     report.note(
         "Envoy's max_ejection_percent is 100 and its panic threshold 0 in both variants, because its defaults never "
-        "eject a service's only endpoint. All else is its default, or in \"fast\" the interval 0.1 s; a streak of "
+        'eject a service\'s only endpoint. All else is its default, or in "fast" the interval 0.1 s; a streak of '
         "failures ejects at once in both."
     )
     for rate in RATES:
