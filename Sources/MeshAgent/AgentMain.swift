@@ -108,6 +108,8 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
     _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
     let kernel = try KernelSide(configuration: configuration)
+    let log = try log.onThread()
+    defer { log.flush() }
     let shared = try SharedState(listenAddress: address.description)
     let server = try HTTPServer(
         services: [

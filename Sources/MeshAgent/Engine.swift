@@ -56,6 +56,8 @@ final class Engine {
     /// How many breakers may reject right now: what the kernel's tc programs look at first.
     private var enforcing: UInt32 = 0
     private var stopping = false
+    /// What the thread had used at the last heartbeat.
+    private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
     /// Who waits for a metrics page. One is rendered at a time, for all who wait by then: a snapshot
     /// costs memory, and how many ask is not the agent's to say.
@@ -106,6 +108,11 @@ final class Engine {
         try apply(configuration)
         heartbeat(MonotonicClock.now())
         try kernel.attach()
+        if let refused = MeshSystem.Thread.favour(realTime: true) {
+            log.write(
+                .info, "on a busy machine breakers may be late: the agent may not raise its priority",
+                ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
+        }
         shared.setReady(true)
         log.write(
             .info, "ready",
@@ -148,6 +155,7 @@ final class Engine {
     private func turn() {
         let now = MonotonicClock.now()
         if now >= lastHeartbeat + heartbeatInterval {
+            favour(since: lastHeartbeat, now)
             heartbeat(now)
             dropGoneFollowers()
         }
@@ -335,9 +343,7 @@ final class Engine {
 
     private func record(_ event: BreakerEvent) {
         history.append(event)
-        log.write(event)
-        for follower in followers where !follower.wantsFlows { follower.send(event.json) }
-        dropGoneFollowers()
+        log.write(event, to: followers.filter(\.wantsEvents).map(\.exchange))
     }
 
     /// Lets the window of a breaker slide before somebody looks at it.
@@ -457,6 +463,14 @@ final class Engine {
         kernel.setLease(until: now + configuration.breakers.lease)
         lastHeartbeat = now
         shared.beat(now)
+    }
+
+    /// Asks for the priority again that a long piece of work has cost it, unless it is busy most of the time:
+    /// then others come first as well.
+    private func favour(since before: UInt64, _ now: UInt64) {
+        let used = MeshSystem.Thread.cpuTime()
+        _ = MeshSystem.Thread.favour(realTime: used - cpuTime < (now - before) / 2)
+        cpuTime = used
     }
 
     /// What to add to a monotonic time for nanoseconds since 1970.
