@@ -188,9 +188,12 @@ public struct BPFMap: ~Copyable, Sendable {
     // MARK: Memory
 
     /// Maps an array that was created with `BPF_F_MMAPABLE` (global data is) into memory.
-    /// - Parameter writable: False to read only, as for `.rodata`.
-    public func mapped(writable: Bool = true) throws(SystemError) -> MappedArray {
-        try MappedArray(self, writable: writable)
+    /// - Parameters:
+    ///   - count: How many of its elements, from the first: what is mapped counts as resident, used or
+    ///     not. As many as there are, if there are less.
+    ///   - writable: False to read only, as for `.rodata`.
+    public func mapped(_ count: Int = .max, writable: Bool = true) throws(SystemError) -> MappedArray {
+        try MappedArray(self, count: min(count, maxEntries), writable: writable)
     }
 
     private static let possibleCPUs: Result<Int, SystemError> = Result { () throws(SystemError) in
@@ -222,23 +225,23 @@ public struct BPFMap: ~Copyable, Sendable {
 public struct MappedArray: ~Copyable, @unchecked Sendable {
     /// The first element.
     public let base: UnsafeMutableRawPointer
-    /// How many elements there are.
+    /// How many elements are mapped.
     public let count: Int
     /// Bytes from one element to the next: the value's size rounded up to 8.
     public let stride: Int
     private let length: Int
 
-    init(_ map: borrowing BPFMap, writable: Bool) throws(SystemError) {
+    init(_ map: borrowing BPFMap, count: Int, writable: Bool) throws(SystemError) {
         let stride = rounded(map.valueSize)
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
-        let length = (stride * map.maxEntries + page - 1) / page * page
+        let length = (stride * count + page - 1) / page * page
         let memory = mmap(
             nil, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, map.descriptor, 0)
         guard let memory, memory != MAP_FAILED else {
             throw SystemError("map into memory", "the eBPF map \(map.name)")
         }
         base = memory
-        count = map.maxEntries
+        self.count = count
         self.stride = stride
         self.length = length
     }

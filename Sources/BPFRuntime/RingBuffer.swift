@@ -10,14 +10,15 @@ public struct RingBuffer: ~Copyable {
     private let file: FileDescriptor
     private let page: Int
     private let size: Int
-    /// Two pages of positions (the consumer's, the producer's), then the data twice in a row, so that
-    /// a record that wraps around is in one piece.
+    /// The consumer's position, which is ours to write.
     private let consumer: UnsafeMutableRawPointer
+    /// The producers' position, then a page later the data, then its first page again: a record that wraps
+    /// around is in one piece. (The kernel has all of it twice; but what is mapped counts as resident.)
     private let producer: UnsafeMutableRawPointer
     /// How far we have read; the kernel learns of it now and then.
     private var position: UInt64
 
-    /// Maps a ring buffer into memory.
+    /// Maps a ring buffer into memory. None of its records may be longer than a page with its header.
     public init(_ map: borrowing BPFMap) throws(SystemError) {
         let operation = "map into memory"
         let subject = "the ring buffer \(map.name)"
@@ -26,7 +27,7 @@ public struct RingBuffer: ~Copyable {
         let file = try FileDescriptor(duplicating: map.descriptor)
         let consumer = mmap(nil, page, PROT_READ | PROT_WRITE, MAP_SHARED, file.descriptor, 0)
         guard let consumer, consumer != MAP_FAILED else { throw SystemError(operation, subject) }
-        let producer = mmap(nil, page + 2 * map.maxEntries, PROT_READ, MAP_SHARED, file.descriptor, page)
+        let producer = mmap(nil, 2 * page + map.maxEntries, PROT_READ, MAP_SHARED, file.descriptor, page)
         guard let producer, producer != MAP_FAILED else {
             let error = SystemError(operation, subject)
             munmap(consumer, page)
@@ -42,27 +43,31 @@ public struct RingBuffer: ~Copyable {
 
     deinit {
         munmap(consumer, page)
-        munmap(producer, page + 2 * size)
+        munmap(producer, 2 * page + size)
     }
 
-    /// Readable while there are records. Add it to a poller level-triggered, as is the default: then
-    /// none is forgotten that arrives while `consume` returns.
+    /// Readable while there are records. Level-triggered it tells of records that nobody was to be woken
+    /// for, too; edge-triggered, only when a program wakes the reader.
     public var descriptor: Int32 { file.descriptor }
 
     /// Bytes of records, with their headers, that wait to be consumed.
     public var pendingBytes: Int { Int(mesh_load_acquire_u64(producer) &- position) }
 
     /// Hands out the records that wait, oldest first, each valid only during the call of `body`.
-    /// - Parameter limit: After so many records it returns, so that a loop can do other things.
-    /// - Returns: How many records there were; less than `limit` means that there are no more now.
+    /// - Parameters:
+    ///   - limit: After so many records it returns, so that a loop can do other things.
+    ///   - body: Takes a record; false makes it the last one for now.
+    /// - Returns: How many records there were; less than `limit` means that there are no more now, unless
+    ///   `body` ended it.
     @discardableResult
-    public mutating func consume(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
+    public mutating func consume(limit: Int = .max, while body: (UnsafeRawBufferPointer) -> Bool) -> Int {
         let data = UnsafeRawPointer(producer) + page
         let mask = UInt64(size - 1)
         var produced = mesh_load_acquire_u64(producer)
         var published = position
         var count = 0
-        while count < limit {
+        var goesOn = true
+        while goesOn && count < limit {
             if position >= produced {
                 produced = mesh_load_acquire_u64(producer)
                 if position >= produced { break }
@@ -73,7 +78,7 @@ public struct RingBuffer: ~Copyable {
             if length & BPF_RINGBUF_BUSY_BIT != 0 { break }
             let payload = Int(length & ~BPF_RINGBUF_DISCARD_BIT)
             if length & BPF_RINGBUF_DISCARD_BIT == 0 {
-                body(UnsafeRawBufferPointer(start: header + Self.headerSize, count: payload))
+                goesOn = body(UnsafeRawBufferPointer(start: header + Self.headerSize, count: payload))
                 count += 1
             }
             position += UInt64((payload + Self.headerSize + 7) & ~7)
@@ -85,6 +90,15 @@ public struct RingBuffer: ~Copyable {
         }
         mesh_store_release_u64(consumer, position)
         return count
+    }
+
+    /// Hands out the records that wait, as above, to a body that takes them all.
+    @discardableResult
+    public mutating func consume(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
+        consume(limit: limit) { record in
+            body(record)
+            return true
+        }
     }
 
     private static let headerSize = Int(BPF_RINGBUF_HDR_SZ)

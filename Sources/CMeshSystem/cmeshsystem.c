@@ -3,8 +3,10 @@
 #include "cmeshsystem.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -40,6 +42,64 @@ int mesh_unshare_network(void)
 int mesh_set_thread_name(const char *name)
 {
 	return pthread_setname_np(pthread_self(), name);
+}
+
+/* struct sched_attr, which glibc 2.36 does not have. */
+struct scheduling {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+};
+
+static pid_t lent_to;
+
+static int schedule(pid_t thread, struct scheduling wanted)
+{
+	wanted.size = sizeof(wanted);
+	wanted.flags = 1; /* SCHED_FLAG_RESET_ON_FORK */
+	return syscall(SYS_sched_setattr, thread, &wanted, 0) == 0 ? 0 : errno;
+}
+
+/* SIGXCPU: the thread has run at real-time priority for as long as it may without a pause. */
+static void take_back(int signal)
+{
+	struct scheduling wanted = {.policy = SCHED_OTHER, .runtime = 100000};
+	int error = errno;
+
+	(void)signal;
+	wanted.nice = getpriority(PRIO_PROCESS, (id_t)lent_to);
+	schedule(lent_to, wanted);
+	errno = error;
+}
+
+int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
+{
+	struct scheduling fair = {.policy = SCHED_OTHER, .nice = nice, .runtime = slice};
+	struct scheduling first = {.policy = SCHED_RR, .priority = 1};
+	struct sigaction action = {.sa_handler = take_back, .sa_flags = SA_RESTART};
+	int now = getpriority(PRIO_PROCESS, 0), result;
+	struct rlimit limit;
+
+	if (now < nice)
+		fair.nice = now;
+	result = schedule(0, fair);
+	if (result != 0) {
+		fair.nice = now;
+		schedule(0, fair);
+	}
+	if (real_time == 0)
+		return result;
+	/* The bound first, the priority after it. */
+	lent_to = (pid_t)syscall(SYS_gettid);
+	sigemptyset(&action.sa_mask);
+	if (getrlimit(RLIMIT_RTTIME, &limit) != 0 || sigaction(SIGXCPU, &action, NULL) != 0)
+		return errno;
+	limit.rlim_cur = real_time < limit.rlim_max ? real_time : limit.rlim_max;
+	if (setrlimit(RLIMIT_RTTIME, &limit) != 0)
+		return errno;
+	return schedule(0, first);
 }
 
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)
@@ -89,4 +149,15 @@ int mesh_open_cgroup(const char *mount, uint64_t id)
 	close(directory);
 	errno = error;
 	return opened;
+}
+
+void mesh_return_large_blocks(void)
+{
+	mallopt(M_MMAP_THRESHOLD, 128 * 1024);
+	mallopt(M_TRIM_THRESHOLD, 128 * 1024);
+}
+
+void mesh_trim_heap(void)
+{
+	malloc_trim(0);
 }

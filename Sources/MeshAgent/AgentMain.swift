@@ -76,6 +76,7 @@ private func check(_ options: AgentOptions) -> Int32 {
 }
 
 private func run(_ options: AgentOptions) -> Int32 {
+    Heap.returnLargeBlocks()
     let log = Log(format: options.logFormat, level: options.logLevel)
     var configuration = Configuration()
     if let path = options.configuration {
@@ -107,6 +108,8 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
     _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
     let kernel = try KernelSide(configuration: configuration)
+    let log = try log.onThread()
+    defer { log.flush() }
     let shared = try SharedState(listenAddress: address.description)
     let server = try HTTPServer(
         services: [

@@ -88,6 +88,21 @@ struct BreakerBook {
         return (index, transitions)
     }
 
+    /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
+    mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
+        // Reached through a pointer, because Swift would copy so large a value, and write it back.
+        slots.withUnsafeMutableBufferPointer { slots in
+            guard slots[slot].breaker.recordQuietly(sample) else { return false }
+            if sample.role == .client { slots[slot].admittedRequests += 1 }
+            return true
+        }
+    }
+
+    /// Whether a service's breaker takes a sample for a failure.
+    func isFailure(_ sample: Sample, slot: Int) -> Bool {
+        sample.isFailure(slots[slot].breaker.policy.failureStatuses)
+    }
+
     /// Makes the moves whose time has come.
     mutating func tick(_ now: UInt64) -> [(slot: Int, transitions: [BreakerTransition])] {
         guard now >= nextDeadline else { return [] }
@@ -124,6 +139,13 @@ struct BreakerBook {
         let transitions = slots[index].breaker.endOverride(at: now)
         afterChange(of: index, heldOpen: before)
         return transitions
+    }
+
+    /// Whether there is nothing to write to the kernel or to tell of a slot; may say no where there is
+    /// nothing. It is asked for each sample, and answers at once for a breaker that is closed and at ease.
+    func isSettled(_ index: Int) -> Bool {
+        slots[index].breaker.isAtEase && slots[index].written?.isAtEase == true
+            && slots[index].written?.alert == slots[index].breaker.alert
     }
 
     /// What has to be written to the kernel for a slot; nil if it holds that already.

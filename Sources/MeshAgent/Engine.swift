@@ -9,9 +9,13 @@ import MeshSystem
 
 /// The agent at work.
 final class Engine {
-    /// How long the loop waits at most when nothing happens. Samples that are not urgent wait in the
-    /// ring buffer for it; whoever asks for figures has it drained first.
-    private static let pollInterval: UInt64 = 50_000_000
+    /// How long the loop waits when nothing happens. Samples that are not urgent wait in the ring buffer
+    /// for it; whoever asks for figures has it drained first. What waits is what an urgent sample finds
+    /// before it, so the wait follows the traffic: long enough that waking up costs little, short enough
+    /// that there are a few hundred records at most.
+    private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 1_000_000_000)
+    /// It waits longer while less than this many records were waiting for it, and less above.
+    private static let recordsPerPoll = 1000...3000
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
@@ -42,26 +46,30 @@ final class Engine {
     private let signals: SignalDescriptor
     private var links: LinkMonitor
 
-    private(set) var services = ServiceTable()
-    private(set) var workloads: WorkloadDirectory
-    private(set) var breakers: BreakerBook
-    private(set) var traffic: Traffic
+    private var intake: Intake
     private(set) var history = History()
     let bindings = TraceBindings()
     private var followers: [Follower] = []
 
-    private(set) var samplesReceived: UInt64 = 0
-    private(set) var samplesMalformed: UInt64 = 0
+    private var pollInterval = Engine.pollIntervals.least
     private(set) var lastHeartbeat: UInt64 = 0
     /// How many breakers may reject right now: what the kernel's tc programs look at first.
     private var enforcing: UInt32 = 0
     private var stopping = false
+    /// What the thread had used at the last heartbeat.
+    private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
     /// Who waits for a metrics page. One is rendered at a time, for all who wait by then: a snapshot
     /// costs memory, and how many ask is not the agent's to say.
     private var scrapes: [HTTPExchange] = []
     private var isRendering = false
-    private var wallOffset = Engine.wallOffset()
+
+    var services: ServiceTable { intake.services }
+    var workloads: WorkloadDirectory { intake.workloads }
+    var breakers: BreakerBook { intake.breakers }
+    var traffic: Traffic { intake.traffic }
+    var samplesReceived: UInt64 { intake.received }
+    var samplesMalformed: UInt64 { intake.malformed }
 
     init(
         options: AgentOptions, configuration: Configuration, kernel: consuming KernelSide,
@@ -77,13 +85,16 @@ final class Engine {
         startedAt = .now()
         configurationLoaded = startedAt
         startedMonotonic = MonotonicClock.now()
-        workloads = WorkloadDirectory(root: kernel.cgroupRoot)
-        breakers = BreakerBook(share: configuration.breakers.maxOpenShare)
-        traffic = Traffic(configuration)
+        intake = Intake(
+            workloads: WorkloadDirectory(root: kernel.cgroupRoot),
+            breakers: BreakerBook(share: configuration.breakers.maxOpenShare),
+            traffic: Traffic(configuration))
         renderer = try Renderer(whenDone: { shared.mailbox.post(.rendered) })
         poller = try Poller()
         self.kernel = kernel
-        try poller.add(self.kernel.ringDescriptor, token: Token.ring.rawValue, .readable)
+        // Edge-triggered: told only when a program wakes the reader, not of every record in between.
+        try poller.add(
+            self.kernel.ringDescriptor, token: Token.ring.rawValue, [.readable, .edgeTriggered])
         try poller.add(self.signals.descriptor, token: Token.signals.rawValue, .readable)
         try poller.add(shared.mailbox.descriptor, token: Token.mailbox.rawValue, .readable)
         try poller.add(self.links.descriptor, token: Token.links.rawValue, .readable)
@@ -97,6 +108,11 @@ final class Engine {
         try apply(configuration)
         heartbeat(MonotonicClock.now())
         try kernel.attach()
+        if let refused = MeshSystem.Thread.favour(realTime: true) {
+            log.write(
+                .info, "on a busy machine breakers may be late: the agent may not raise its priority",
+                ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
+        }
         shared.setReady(true)
         log.write(
             .info, "ready",
@@ -105,10 +121,14 @@ final class Engine {
                 "control": .string(options.control), "services": .integer(services.configuredCount),
                 "interfaces": .integer(kernel.interfaces.count),
             ])
+        // What parsing and loading took is not needed again.
+        Heap.trim()
         var more = false
         while !stopping {
             let count = try poller.wait(timeout: more ? 0 : waitTime(MonotonicClock.now()))
-            more = drain(limit: Engine.recordsPerTurn) == Engine.recordsPerTurn
+            let taken = drain(limit: Engine.recordsPerTurn)
+            more = taken == Engine.recordsPerTurn
+            followPace(taken, woken: count > 0)
             for index in 0..<count { handle(poller[index]) }
             turn()
         }
@@ -118,23 +138,33 @@ final class Engine {
     }
 
     private func waitTime(_ now: UInt64) -> UInt64 {
-        let due = min(breakers.nextDeadline, lastHeartbeat + heartbeatInterval)
-        return min(Engine.pollInterval, due > now ? due - now : 0)
+        let due = min(intake.breakers.nextDeadline, lastHeartbeat + heartbeatInterval)
+        return min(pollInterval, due > now ? due - now : 0)
+    }
+
+    /// Waits longer or less from now on, by how many records were waiting.
+    private func followPace(_ taken: Int, woken: Bool) {
+        if taken > Engine.recordsPerPoll.upperBound {
+            pollInterval = max(pollInterval / 2, Engine.pollIntervals.least)
+        } else if taken < Engine.recordsPerPoll.lowerBound && !woken {
+            pollInterval = min(pollInterval * 2, Engine.pollIntervals.most)
+        }
     }
 
     /// What is due whatever woke the loop.
     private func turn() {
         let now = MonotonicClock.now()
         if now >= lastHeartbeat + heartbeatInterval {
+            favour(since: lastHeartbeat, now)
             heartbeat(now)
             dropGoneFollowers()
         }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
-            traffic.sweep(&workloads, at: now)
+            intake.sweep(at: now)
         }
-        if now >= breakers.nextDeadline {
-            for (slot, transitions) in breakers.tick(now) { settle(slot, transitions, sample: nil) }
+        if now >= intake.breakers.nextDeadline {
+            for (slot, transitions) in intake.breakers.tick(now) { settle(slot, transitions, sample: nil) }
         }
     }
 
@@ -204,45 +234,42 @@ final class Engine {
     private func drain(limit: Int) -> Int {
         guard kernel.pendingBytes > 0 else { return 0 }
         // One reading of the calendar for all of them: it only dates exemplars.
-        wallOffset = Engine.wallOffset()
-        return kernel.consume(limit: limit) { record in self.take(record) }
+        intake.wallOffset = Engine.wallOffset()
+        var taken = 0
+        repeat {
+            taken += Engine.take(from: kernel, limit: limit - taken, into: &intake)
+        } while finish() && taken < limit
+        return taken
     }
 
-    private func take(_ record: UnsafeRawBufferPointer) {
-        if let sample = Sample(record: record) {
-            samplesReceived += 1
-            take(sample)
-            if !followers.isEmpty, let tuple = SampleTuple(record: record) { tell(sample, tuple) }
-        } else if let discovery = SampleDiscovery(record: record) {
-            services.discovered(
-                id: discovery.service, role: discovery.role, address: discovery.address, port: discovery.port)
-        } else {
-            samplesMalformed += 1
-        }
+    /// For as many records as it takes, this is the one access to the intake: the check that no two overlap
+    /// costs as much as counting a record.
+    private static func take(from kernel: KernelSide, limit: Int, into intake: inout Intake) -> Int {
+        kernel.consume(limit: limit) { record in intake.take(record) }
     }
 
-    private func take(_ sample: Sample) {
-        // Its announcement found the ring full: the map has it.
-        learn(sample.service)
-        let workload = workloads.index(cgroup: sample.workload)
-        let slot = breakers.slot(of: sample.service)
-        let statuses = slot.map { breakers.slots[$0].breaker.policy.failureStatuses } ?? .serverErrors
-        traffic.record(
-            sample, workload: workload, wallTime: sample.time &+ wallOffset, error: sample.isFailure(statuses)
-        )
-        if let (slot, transitions) = breakers.record(sample) { settle(slot, transitions, sample: sample) }
+    /// Does what a record left to do, if one did.
+    private func finish() -> Bool {
+        guard let work = intake.takeWork() else { return false }
+        if work.isUnknown { readDiscovered() }
+        if let (slot, transitions) = work.breaker { settle(slot, transitions, sample: work.sample) }
+        if let tuple = work.tuple { tell(work.sample, tuple) }
+        return true
     }
 
     /// Makes sure that a service's name is known.
     func learn(_ service: UInt32) {
-        if services.byID[service] == nil { readDiscovered() }
+        if !intake.services.isKnown(service) { readDiscovered() }
     }
 
-    func workloadName(_ cgroup: UInt64) -> String { workloads.names[Int(workloads.index(cgroup: cgroup))] }
+    func workloadName(_ cgroup: UInt64) -> String {
+        intake.workloads.names[Int(intake.workloads.index(cgroup: cgroup))]
+    }
 
     private func readDiscovered() {
         for found in kernel.discovered() {
-            services.discovered(id: found.id, role: found.role, address: found.address, port: found.port)
+            intake.services.discovered(
+                id: found.id, role: found.role, address: found.address, port: found.port)
         }
     }
 
@@ -272,9 +299,9 @@ final class Engine {
         _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?,
         actor: String = BreakerEvent.agent, endedBy: BreakerReason = .overrideExpired
     ) {
-        let service = breakers.slots[slot].service
-        let overrideBefore = breakers.slots[slot].written?.forced
-        if let (old, new) = breakers.wordToWrite(slot) {
+        let service = intake.breakers.slots[slot].service
+        let overrideBefore = intake.breakers.slots[slot].written?.forced
+        if let (old, new) = intake.breakers.wordToWrite(slot) {
             let was = old?.mayReject ?? false
             // The count goes up before and down after, so that tc never misses a rejected request.
             if new.mayReject && !was { setEnforcing(enforcing + 1) }
@@ -282,10 +309,10 @@ final class Engine {
             if was && !new.mayReject { setEnforcing(enforcing - 1) }
         }
         if let sample, transitions.contains(where: { $0.to == .open }) {
-            traffic.recordReaction(MonotonicClock.now() &- sample.time)
+            intake.traffic.recordReaction(MonotonicClock.now() &- sample.time)
         }
         for transition in transitions {
-            traffic.recordTransition(service: service, transition)
+            intake.traffic.recordTransition(service: service, transition)
             // An override has an event of its own, which says more.
             if transition.reason == .override || transition.reason == .overrideExpired { continue }
             record(
@@ -293,7 +320,7 @@ final class Engine {
                     transition, service: services.name(service),
                     wallOffset: Int64(bitPattern: Engine.wallOffset())))
         }
-        let breaker = breakers.slots[slot].breaker
+        let breaker = intake.breakers.slots[slot].breaker
         if let overrideBefore, breaker.override == nil, actor == BreakerEvent.agent {
             record(
                 BreakerEvent(
@@ -301,7 +328,7 @@ final class Engine {
                     from: overrideBefore.state, to: breaker.state,
                     reason: endedBy))
         }
-        if breakers.noteHeldClosed(slot, at: sample?.time ?? MonotonicClock.now()) {
+        if intake.breakers.noteHeldClosed(slot, at: sample?.time ?? MonotonicClock.now()) {
             record(
                 BreakerEvent(
                     time: wallNow(), kind: .heldClosed, service: services.name(service), to: breaker.state,
@@ -316,13 +343,13 @@ final class Engine {
 
     private func record(_ event: BreakerEvent) {
         history.append(event)
-        log.write(event)
-        for follower in followers where !follower.wantsFlows { follower.send(event.json) }
-        dropGoneFollowers()
+        log.write(event, to: followers.filter(\.wantsEvents).map(\.exchange))
     }
 
     /// Lets the window of a breaker slide before somebody looks at it.
-    func refresh(_ slot: Int, at now: UInt64) { settle(slot, breakers.refresh(slot, at: now), sample: nil) }
+    func refresh(_ slot: Int, at now: UInt64) {
+        settle(slot, intake.breakers.refresh(slot, at: now), sample: nil)
+    }
 
     /// Forces a state on a breaker.
     func force(
@@ -330,14 +357,14 @@ final class Engine {
     ) {
         drainAll()
         let now = MonotonicClock.now()
-        let before = breakers.slots[slot].breaker.state
+        let before = intake.breakers.slots[slot].breaker.state
         let override = BreakerOverride(
             forced: forced, actor: actor, reason: reason, since: now, expiresAt: now + duration)
-        guard let transitions = breakers.force(slot, override, at: now) else { return }
+        guard let transitions = intake.breakers.force(slot, override, at: now) else { return }
         settle(slot, transitions, sample: nil, actor: actor)
         record(
             BreakerEvent(
-                time: wallNow(), kind: .override, service: services.name(breakers.slots[slot].service),
+                time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
                 from: before, to: forced.state, reason: .override, actor: actor, text: reason,
                 expiresAt: wallNow() + duration))
     }
@@ -346,10 +373,10 @@ final class Engine {
     func release(_ slot: Int, actor: String) {
         drainAll()
         let now = MonotonicClock.now()
-        let before = breakers.slots[slot].breaker
-        settle(slot, breakers.release(slot, at: now), sample: nil, actor: actor)
+        let before = intake.breakers.slots[slot].breaker
+        settle(slot, intake.breakers.release(slot, at: now), sample: nil, actor: actor)
         guard before.override != nil else { return }
-        let breaker = breakers.slots[slot]
+        let breaker = intake.breakers.slots[slot]
         record(
             BreakerEvent(
                 time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
@@ -383,13 +410,18 @@ final class Engine {
     /// Adds someone who wants a line for everything that happens.
     func follow(_ follower: Follower) {
         followers.append(follower)
-        kernel.setFlowsWanted(followers.contains(where: \.wantsFlows))
+        noteFollowers()
     }
 
     private func dropGoneFollowers() {
         guard followers.contains(where: { !$0.exchange.isOpen }) else { return }
         followers.removeAll { !$0.exchange.isOpen }
-        kernel.setFlowsWanted(followers.contains(where: \.wantsFlows))
+        noteFollowers()
+    }
+
+    private func noteFollowers() {
+        intake.isFollowed = followers.contains(where: \.wantsFlows)
+        kernel.setFlowsWanted(intake.isFollowed)
     }
 
     private func tell(_ sample: Sample, _ tuple: SampleTuple) {
@@ -433,6 +465,14 @@ final class Engine {
         shared.beat(now)
     }
 
+    /// Asks for the priority again that a long piece of work has cost it, unless it is busy most of the time:
+    /// then others come first as well.
+    private func favour(since before: UInt64, _ now: UInt64) {
+        let used = MeshSystem.Thread.cpuTime()
+        _ = MeshSystem.Thread.favour(realTime: used - cpuTime < (now - before) / 2)
+        cpuTime = used
+    }
+
     /// What to add to a monotonic time for nanoseconds since 1970.
     private static func wallOffset() -> UInt64 {
         let wall = MeshSystem.WallTime.now()
@@ -472,6 +512,7 @@ final class Engine {
             log.write(
                 .info, "configuration reloaded",
                 ["path": .string(path), "services": .integer(services.configuredCount)])
+            Heap.trim()
         } catch {
             configurationError = "\(error)"
             for line in configurationError!.split(separator: "\n") {
@@ -487,7 +528,7 @@ final class Engine {
         do {
             try install(fresh)
         } catch {
-            services = before
+            intake.services = before
             // What was changed already goes back; the maps had room for it before.
             try? install(configuration)
             throw error
@@ -499,33 +540,37 @@ final class Engine {
 
     /// Names keep their IDs, and nothing that is still wanted is taken away in between.
     private func install(_ wanted: Configuration) throws(SystemError) {
-        guard let (ids, removed) = services.configure(wanted.services) else {
+        guard let (ids, removed) = intake.services.configure(wanted.services) else {
             throw SystemError(
                 "apply", "the configuration", errno: ENOSPC, reason: "reloads have used up all service IDs",
                 hint: "restart the agent")
         }
+        try kernel.reserve(service: ids.max() ?? 0)
         // The breakers first: a destination must not be a service's before its policy is in force.
         var policies: [(service: UInt32, policy: BreakerPolicy)] = []
         for (service, id) in zip(wanted.services, ids) where service.breaker != nil {
             policies.append((id, BreakerPolicy(service.breaker)))
         }
-        let changes = breakers.configure(
+        let changes = intake.breakers.configure(
             policies, share: wanted.breakers.maxOpenShare, at: MonotonicClock.now())
         for (slot, transitions) in changes {
             settle(slot, transitions, sample: nil, endedBy: .reload)
-            let breaker = breakers.slots[slot]
+            let breaker = intake.breakers.slots[slot]
             record(
                 BreakerEvent(
                     time: wallNow(), kind: .reload, service: services.name(breaker.service),
                     to: breaker.breaker.state, reason: .reload))
         }
-        for slot in breakers.slots.indices { settle(slot, [], sample: nil) }
+        for slot in intake.breakers.slots.indices { settle(slot, [], sample: nil) }
         try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
     }
 }
 
 extension BreakerKernelWord {
+    /// Whether it is that of a breaker that is closed and not forced.
+    var isAtEase: Bool { state == .closed && forced == nil }
+
     /// Whether the kernel may reject an attempt by it, now or when a deadline has passed.
     var mayReject: Bool { mode == .enforce && (forced == .open || state != .closed) }
 }

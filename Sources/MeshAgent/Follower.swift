@@ -17,6 +17,8 @@ struct Follower {
         return false
     }
 
+    var wantsEvents: Bool { !wantsFlows }
+
     /// Sends one JSON line; false once the client is gone or was too slow.
     @discardableResult
     func send(_ json: JSONValue) -> Bool {

@@ -144,7 +144,12 @@ public final class HTTPServer: Sendable {
             services: services, timeouts: timeouts, mailbox: mailbox, outputLimit: outputLimit,
             report: report)
         self.mailbox = mailbox
-        thread = Mutex(try MeshSystem.Thread.spawn(name: "http") { engine.run() })
+        thread = Mutex(
+            try MeshSystem.Thread.spawn(name: "http") {
+                // An override is on its way through here. Not at real-time priority: clients are.
+                _ = MeshSystem.Thread.favour(realTime: false)
+                engine.run()
+            })
     }
 
     deinit { stop() }

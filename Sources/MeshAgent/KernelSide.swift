@@ -68,8 +68,11 @@ final class KernelSide {
 
     private var ring: RingBuffer
     private let control: MappedArray
-    private let breakers: MappedArray
-    private let attempts: MappedArray
+    private let breakersMap: BPFMap
+    private let attemptsMap: BPFMap
+    /// As much of the arrays as services are configured: see `reserve`.
+    private var breakers: MappedArray
+    private var attempts: MappedArray
     private let endpoints: BPFMap
     private let prefixes: BPFMap
     private let discoveredMap: BPFMap
@@ -159,8 +162,10 @@ final class KernelSide {
         try object.load()
         ring = try RingBuffer(object.map(named: "events"))
         control = try object.map(named: ".data.control").mapped()
-        breakers = try object.map(named: "breakers").mapped()
-        attempts = try object.map(named: "attempts").mapped(writable: false)
+        breakersMap = try object.map(named: "breakers")
+        attemptsMap = try object.map(named: "attempts")
+        breakers = try breakersMap.mapped(KernelSide.servicesPerMapping)
+        attempts = try attemptsMap.mapped(KernelSide.servicesPerMapping, writable: false)
         endpoints = try object.map(named: "endpoints")
         prefixes = try object.map(named: "prefixes")
         discoveredMap = try object.map(named: "discovered")
@@ -286,11 +291,22 @@ final class KernelSide {
     var pendingBytes: Int { ring.pendingBytes }
 
     /// Hands over records, oldest first.
-    func consume(limit: Int, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
-        ring.consume(limit: limit, body)
+    func consume(limit: Int, while body: (UnsafeRawBufferPointer) -> Bool) -> Int {
+        ring.consume(limit: limit, while: body)
     }
 
     // MARK: - What programs read
+
+    /// So many services' breakers and attempts are mapped at a time.
+    private static let servicesPerMapping = 1024
+
+    /// Makes room for the breakers of services with IDs up to this one.
+    func reserve(service: UInt32) throws(SystemError) {
+        guard Int(service) >= breakers.count || Int(service) >= attempts.count else { return }
+        let count = (Int(service) / KernelSide.servicesPerMapping + 1) * KernelSide.servicesPerMapping
+        breakers = try breakersMap.mapped(count)
+        attempts = try attemptsMap.mapped(count, writable: false)
+    }
 
     /// Writes a breaker. When it opens, the state comes last; when it closes, first: a program that
     /// reads in between sees one or the other, never an old deadline with a new state.

@@ -3,6 +3,7 @@
 import Glibc
 import MeshCore
 import MeshSystem
+import Synchronization
 
 /// How important a line is.
 public enum LogLevel: Int, Sendable, CaseIterable, Comparable {
@@ -31,6 +32,33 @@ public enum LogLevel: Int, Sendable, CaseIterable, Comparable {
 
 /// Writes log lines. Each is one write(2), so that lines of several threads do not mix.
 public struct Log: Sendable {
+    /// What the writing thread gets.
+    private enum Entry: Sendable {
+        case line(MeshSystem.WallTime, LogLevel, String, [(key: String, value: JSONValue)])
+        case event(MeshSystem.WallTime, BreakerEvent, [HTTPExchange])
+        case flush(Flush)
+    }
+
+    /// Told once everything before it is written.
+    private final class Flush: Sendable {
+        let done: EventCounter
+        init(_ done: consuming EventCounter) { self.done = done }
+    }
+
+    /// A thread that writes, so that nobody else waits for a full pipe, or for JSON to be put together.
+    private final class Writer: Sendable {
+        let entries: Mailbox<Entry>
+        let dropped = Atomic<Int>(0)
+        /// More are dropped and counted: whoever reads the log has stopped.
+        static let limit = 16_384
+
+        init() throws(SystemError) { entries = try Mailbox() }
+
+        func post(_ entry: Entry) {
+            if !entries.post(entry, limit: Writer.limit) { dropped.add(1, ordering: .relaxed) }
+        }
+    }
+
     /// The two line formats.
     public enum Format: String, Sendable, CaseIterable {
         /// `2026-01-02T03:04:05.678Z info message key=value`
@@ -41,11 +69,47 @@ public struct Log: Sendable {
 
     let format: Format
     let level: LogLevel
+    /// Nil: who writes a line waits until it is written.
+    private let writer: Writer?
 
     /// A log that drops what is less important than `level`.
     public init(format: Format, level: LogLevel) {
         self.format = format
         self.level = level
+        writer = nil
+    }
+
+    private init(_ log: Log, writer: Writer) {
+        format = log.format
+        level = log.level
+        self.writer = writer
+    }
+
+    /// The same log, written by a thread of its own from now on; it ends with the process.
+    func onThread() throws(SystemError) -> Log {
+        let writer = try Writer()
+        _ = try MeshSystem.Thread.spawn(name: "log") { [self] in
+            while true {
+                for entry in writer.entries.wait() { write(entry) }
+                let dropped = writer.dropped.exchange(0, ordering: .relaxed)
+                if dropped > 0 {
+                    write(
+                        .line(
+                            .now(), .warning, "log lines were dropped: nobody read them in time",
+                            [(key: "lines", value: .integer(dropped))]))
+                }
+            }
+        }
+        return Log(self, writer: writer)
+    }
+
+    /// Waits until what was logged so far is written, but not for ever: the reader may have stopped.
+    func flush() {
+        guard let writer, let counter = try? EventCounter() else { return }
+        let flush = Flush(counter)
+        guard writer.entries.post(.flush(flush), limit: Writer.limit) else { return }
+        var wanted = pollfd(fd: flush.done.descriptor, events: Int16(POLLIN), revents: 0)
+        poll(&wanted, 1, 1000)
     }
 
     /// Writes one line.
@@ -56,7 +120,30 @@ public struct Log: Sendable {
 
     private func write(_ level: LogLevel, _ message: String, _ fields: [(key: String, value: JSONValue)]) {
         guard level >= self.level else { return }
-        let now = MeshSystem.WallTime.now()
+        submit(.line(.now(), level, message, fields))
+    }
+
+    private func submit(_ entry: Entry) {
+        if let writer { writer.post(entry) } else { write(entry) }
+    }
+
+    private func write(_ entry: Entry) {
+        switch entry {
+        case .line(let time, let level, let message, let fields): write(time, level, message, fields)
+        case .event(let time, let event, let exchanges):
+            if !exchanges.isEmpty {
+                let line = event.json.bytes() + [UInt8(ascii: "\n")]
+                for exchange in exchanges { exchange.send(line) }
+            }
+            write(time, event)
+        case .flush(let flush): flush.done.signal()
+        }
+    }
+
+    private func write(
+        _ now: MeshSystem.WallTime, _ level: LogLevel, _ message: String, _ fields: [(key: String, value: JSONValue)]
+    ) {
+        guard level >= self.level else { return }
         let time = RFC3339.format(seconds: now.seconds, nanoseconds: now.nanoseconds)
         var line: [UInt8] = []
         switch format {
@@ -82,8 +169,12 @@ public struct Log: Sendable {
         _ = line.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
     }
 
-    /// Writes what happened to a breaker.
-    func write(_ event: BreakerEvent) {
+    /// Writes what happened to a breaker, and sends it to those who follow.
+    func write(_ event: BreakerEvent, to followers: [HTTPExchange]) {
+        submit(.event(.now(), event, followers))
+    }
+
+    private func write(_ time: MeshSystem.WallTime, _ event: BreakerEvent) {
         var fields: [(key: String, value: JSONValue)] = [("service", .string(event.service))]
         if let from = event.from { fields.append(("from", .string(from.label))) }
         if let to = event.to { fields.append(("to", .string(to.label))) }
@@ -102,7 +193,7 @@ public struct Log: Sendable {
             case .reload: "breaker policy changed"
             case .heldClosed: "breaker held closed: too many are open"
             }
-        write(isTrouble ? .warning : .info, message, fields)
+        write(time, isTrouble ? .warning : .info, message, fields)
     }
 
     private static func isPlain(_ text: String) -> Bool {

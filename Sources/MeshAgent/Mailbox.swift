@@ -17,9 +17,18 @@ final class Mailbox<Message: Sendable>: Sendable {
     var descriptor: Int32 { wake.descriptor }
 
     /// Leaves a message. Any thread.
-    func post(_ message: Message) {
-        waiting.withLock { $0.append(message) }
-        wake.signal()
+    /// - Parameter limit: With so many waiting already it is not left.
+    /// - Returns: Whether it was left.
+    @discardableResult
+    func post(_ message: Message, limit: Int = .max) -> Bool {
+        let before = waiting.withLock { messages in
+            let count = messages.count
+            if count < limit { messages.append(message) }
+            return count
+        }
+        // Who takes one takes all, so the first one's signal is enough.
+        if before == 0 { wake.signal() }
+        return before < limit
     }
 
     /// Waits until there are messages, and takes them. For a thread that waits for nothing else.

@@ -88,6 +88,9 @@ struct ServiceTable {
         return true
     }
 
+    /// Whether the service has a name.
+    func isKnown(_ id: UInt32) -> Bool { Int(id) < labels.count && !labels[Int(id)].isEmpty }
+
     private mutating func label(_ id: UInt32, _ name: String) {
         while labels.count <= Int(id) { labels.append("") }
         labels[Int(id)] = name

@@ -21,12 +21,14 @@ struct Traffic {
 
     /// A service in one role.
     private struct Recent {
-        var window = LatencyWindow()
+        var requestHint = SeriesHint()
+        var connectionHint = SeriesHint()
         var requests: UInt64 = 0
         var errors: UInt64 = 0
+        var window = LatencyWindow()
     }
     private var recent: [Recent] = []
-    /// Index into `recent` by service and role; -1: no request yet.
+    /// Index into `recent` by service and role; -1: no sample yet.
     private var recentIndex = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES) * 2)
     private let buckets: [Double]
     /// How many series there may be before new ones are `other`; from the configuration at the start.
@@ -42,24 +44,35 @@ struct Traffic {
 
     /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
     mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool) {
-        connections.record(sample, workload: workload)
-        if sample.kind == .request {
+        guard let index = index(sample.service, sample.role) else {
+            connections.record(sample, workload: workload)
             requests.record(sample, workload: workload, wallTime: wallTime)
-        } else if sample.kind != .connect || sample.outcome == .ok {
             return
         }
-        // A connect that failed is a request that could not even be made: whoever looks at a service
-        // that refuses must see it.
-        let key = Int(sample.service) * 2 + (sample.role == .client ? 0 : 1)
-        guard key < recentIndex.count else { return }
+        recent.withUnsafeMutableBufferPointer { recent in
+            connections.record(sample, workload: workload, &recent[index].connectionHint)
+            if sample.kind == .request {
+                requests.record(sample, workload: workload, wallTime: wallTime, &recent[index].requestHint)
+            } else if sample.kind != .connect || sample.outcome == .ok {
+                return
+            }
+            // A connect that failed is a request that could not even be made: whoever looks at a service
+            // that refuses must see it.
+            recent[index].requests += 1
+            if error { recent[index].errors += 1 }
+            recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
+        }
+    }
+
+    /// The place in `recent` of a service in a role, from now on; nil for an ID that no service has.
+    private mutating func index(_ service: UInt32, _ role: Sample.Role) -> Int? {
+        let key = Int(service) * 2 + (role == .client ? 0 : 1)
+        guard key < recentIndex.count else { return nil }
         if recentIndex[key] < 0 {
             recentIndex[key] = Int32(recent.count)
             recent.append(Recent())
         }
-        let index = Int(recentIndex[key])
-        recent[index].requests += 1
-        if error { recent[index].errors += 1 }
-        recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
+        return Int(recentIndex[key])
     }
 
     private func recent(_ service: UInt32, _ role: Sample.Role) -> Recent? {
@@ -69,7 +82,9 @@ struct Traffic {
     }
 
     /// Whether the service has had a request, or a failed connect, in that role.
-    func hasRequests(_ service: UInt32, _ role: Sample.Role) -> Bool { recent(service, role) != nil }
+    func hasRequests(_ service: UInt32, _ role: Sample.Role) -> Bool {
+        (recent(service, role)?.requests ?? 0) > 0
+    }
 
     /// Rate, errors and percentiles of about the last ten seconds.
     func summary(_ service: UInt32, _ role: Sample.Role, at now: UInt64) -> LatencyWindow.Summary {
@@ -94,6 +109,10 @@ struct Traffic {
     /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.
     mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) {
         workloads.sweep(requests: &requests, connections: &connections, at: now)
+        for index in recent.indices {
+            recent[index].requestHint = SeriesHint()
+            recent[index].connectionHint = SeriesHint()
+        }
     }
 
     /// Whether a reload changes what needs a restart.

@@ -15,9 +15,10 @@ struct WorkloadDirectory {
 
     private let root: String
     private var table = WorkloadTable(limit: nameLimit)
-    // The last answer: samples come in runs of the same workload.
-    private var lastCgroup: UInt64 = 0
-    private var lastIndex: UInt32 = 0
+    // The last answers, by the cgroup's lower bits: samples are of a few workloads by turns.
+    private var lastCgroups = [UInt64](repeating: 0, count: WorkloadDirectory.answers)
+    private var lastIndices = [UInt32](repeating: 0, count: WorkloadDirectory.answers)
+    private static let answers = 64
 
     /// - Parameter root: Where cgroup2 is mounted.
     init(root: String) {
@@ -32,12 +33,13 @@ struct WorkloadDirectory {
 
     /// The number of a workload's name.
     mutating func index(cgroup: UInt64) -> UInt32 {
-        if cgroup == lastCgroup { return lastIndex }
+        let answer = Int(cgroup & UInt64(WorkloadDirectory.answers - 1))
+        if lastCgroups[answer] == cgroup { return lastIndices[answer] }
         // A cgroup that is gone already has no name any more.
         let index =
             table.index(ofCgroup: cgroup) ?? table.add(cgroup: cgroup, path: path(of: cgroup) ?? "/unknown")
-        lastCgroup = cgroup
-        lastIndex = index
+        lastCgroups[answer] = cgroup
+        lastIndices[answer] = index
         return index
     }
 
@@ -46,7 +48,9 @@ struct WorkloadDirectory {
         for cgroup in Array(table.cgroups) where path(of: cgroup) == nil {
             table.remove(cgroup: cgroup, at: now)
         }
-        lastCgroup = 0
+        for answer in lastCgroups.indices {
+            (lastCgroups[answer], lastIndices[answer]) = (0, SeriesKey.otherWorkload)
+        }
         guard now > WorkloadDirectory.grace else { return }
         table.sweep(
             idleSince: now - WorkloadDirectory.grace, requests: &requests, connections: &connections)

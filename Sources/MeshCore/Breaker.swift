@@ -24,7 +24,9 @@ public struct Breaker: Sendable {
     /// The state that automation computes, under any override.
     public private(set) var automaticState = BreakerState.closed
     /// What a person forced, if anything.
-    public private(set) var override: BreakerOverride?
+    public private(set) var override: BreakerOverride? {
+        didSet { isForced = override != nil }
+    }
     /// Why the effective state is what it is; nil if it never changed.
     public private(set) var reason: BreakerReason?
     /// Since when the effective state is what it is: the last transition, or when it was made.
@@ -109,6 +111,12 @@ public struct Breaker: Sendable {
             || window.counts.slow > 0
     }
 
+    /// Whether it is closed, and neither forced nor held so: then only `alert` may differ in `kernelWord`
+    /// from one sample to the next.
+    public var isAtEase: Bool { automaticState == .closed && !isForced && heldReason == nil }
+    /// Whether there is an override: to ask that of `override` copies it.
+    private var isForced = false
+
     /// When `tick` next has something to do; nil if never.
     public var nextDeadline: UInt64? {
         let automatic = automaticDeadline
@@ -180,6 +188,27 @@ public struct Breaker: Sendable {
             }
         }
         return transitions
+    }
+
+    /// Takes in what almost every sample is: a request that went well, while nothing has gone wrong for a
+    /// whole window. It is what `record` would do, in a few nanoseconds, and changes nothing but the
+    /// window's count; on the server's side, nothing at all.
+    /// - Returns: False if the sample or the breaker is any other; nothing was done.
+    public mutating func recordQuietly(_ sample: Sample) -> Bool {
+        guard sample.kind == .request, sample.outcome == .ok,
+            sample.status == 0 || !policy.failureStatuses.contains(sample.status)
+        else { return false }
+        if sample.role == .server { return true }
+        guard sample.flags.isEmpty, isAtEase, consecutiveFailures == 0, policy.mode != .off,
+            policy.slowCallDuration == 0 || sample.duration < policy.slowCallDuration
+        else { return false }
+        window.advance(to: sample.time)
+        guard window.counts.failures == 0 && window.counts.slow == 0 else { return false }
+        sawRequest = true
+        if saturatingSum(epoch, sample.duration) <= sample.time {
+            window.record(failure: false, slow: false, at: sample.time)
+        }
+        return true
     }
 
     /// Forces a state, in place of any other override. Nil, and nothing changed, where overrides are not

@@ -66,14 +66,22 @@ public struct ConnectionTable: Sendable {
     /// Records what a sample of any kind says about its connection, which belongs to the workload with the
     /// given index.
     public mutating func record(_ sample: Sample, workload: UInt32) {
+        var hint = SeriesHint()
+        record(sample, workload: workload, &hint)
+    }
+
+    /// The same with a hint of the row, from the sample before.
+    public mutating func record(_ sample: Sample, workload: UInt32, _ hint: inout SeriesHint) {
         let key = SeriesKey(service: sample.service, workload: workload, role: sample.role)
-        let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key)
+        let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key, &hint)
         if isNew { values.append(contentsOf: repeatElement(0, count: stride)) }
         let base = row * stride
         // Signed: a sample may take back what another told too much (mesh_abi.h).
-        values[base + Counter.sentBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.sentBytes)
-        values[base + Counter.receivedBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.receivedBytes)
-        values[base + Counter.retransmits.rawValue] &+= UInt64(truncatingIfNeeded: sample.retransmits)
+        values.withUnsafeMutableBufferPointer { values in
+            values[base + Counter.sentBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.sentBytes)
+            values[base + Counter.receivedBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.receivedBytes)
+            values[base + Counter.retransmits.rawValue] &+= UInt64(truncatingIfNeeded: sample.retransmits)
+        }
         switch sample.kind {
         case .connect:
             values[base + Counter(failure: sample.outcome).rawValue] += 1

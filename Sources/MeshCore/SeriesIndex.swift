@@ -1,5 +1,15 @@
 // Which row a series has: a hash index over flat storage that bounds how many rows there are.
 
+/// The row that a key had when it was last recorded: kept by whoever records many samples of the same few
+/// keys, it saves the search. Forget it when rows were removed.
+public struct SeriesHint: Sendable {
+    fileprivate var key: UInt64 = 0
+    fileprivate var row = 0
+
+    /// Knows no row yet.
+    public init() {}
+}
+
 /// Maps series keys to row numbers, by open addressing.
 ///
 /// Rows are given in order of appearance. Once there are `maxSeries` of them, a new key is folded: it
@@ -33,6 +43,18 @@ struct SeriesIndex: Sendable {
         if let row = find(key) { return (row, false) }
         if keys.count < maxSeries { return (add(key), true) }
         return fold(key)
+    }
+
+    /// The same with a hint, which is then of this key.
+    mutating func row(of key: SeriesKey, _ hint: inout SeriesHint) -> (row: Int, isNew: Bool) {
+        if hint.key == key.rawValue { return (hint.row, false) }
+        let found = row(of: key)
+        // Not of a folded one: each is counted.
+        if keys[found.row] == key {
+            hint.key = key.rawValue
+            hint.row = found.row
+        }
+        return found
     }
 
     /// The row in which the end of something is recorded that began under this key: where the key has no
@@ -79,12 +101,14 @@ struct SeriesIndex: Sendable {
 
     /// Where the key is, or the free place where it belongs.
     private func place(of key: SeriesKey) -> Int {
-        let mask = places.count - 1
         var mixed = key.rawValue
         mixed = (mixed ^ (mixed >> 32)) &* 0xD6E8_FEB8_6659_FD93
         mixed ^= mixed >> 32
-        var place = Int(truncatingIfNeeded: mixed) & mask
-        while places[place] != 0, keys[Int(places[place]) - 1] != key { place = (place + 1) & mask }
-        return place
+        return places.withUnsafeBufferPointer { places in
+            let mask = places.count - 1
+            var place = Int(truncatingIfNeeded: mixed) & mask
+            while places[place] != 0, keys[Int(places[place]) - 1] != key { place = (place + 1) & mask }
+            return place
+        }
     }
 }

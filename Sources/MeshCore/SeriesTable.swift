@@ -21,7 +21,8 @@ public struct SeriesTable: Sendable {
     public let bounds: [UInt64]
 
     private var index: SeriesIndex
-    /// Per row: the count of each bucket (not cumulative), then the sum in nanoseconds.
+    /// Per row: the sum in nanoseconds, then the count of each bucket (not cumulative). Most requests are
+    /// in the first buckets, and so in the sum's cache line.
     private var values: [UInt64] = []
     /// Per row and bucket: high and low half of a trace ID (0: no exemplar), duration, wall time.
     private var exemplars: [Exemplar] = []
@@ -57,14 +58,24 @@ public struct SeriesTable: Sendable {
     /// Records a request. `duration` in nanoseconds, `wallTime` (of an exemplar, when the trace ID is
     /// known) in nanoseconds since 1970.
     public mutating func record(_ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64) {
-        let (row, isNew) = index.row(of: key)
+        var hint = SeriesHint()
+        record(key, duration: duration, traceID: traceID, wallTime: wallTime, &hint)
+    }
+
+    private mutating func record(
+        _ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64, _ hint: inout SeriesHint
+    ) {
+        let (row, isNew) = index.row(of: key, &hint)
         if isNew {
             values.append(contentsOf: repeatElement(0, count: stride))
             exemplars.append(contentsOf: repeatElement(Exemplar(), count: bounds.count + 1))
         }
         let bucket = histogramBucket(of: duration, in: bounds)
-        values[row * stride + bucket] += 1
-        values[row * stride + bounds.count + 1] &+= duration
+        let base = row * stride
+        values.withUnsafeMutableBufferPointer { values in
+            values[base] &+= duration
+            values[base + 1 + bucket] += 1
+        }
         if let traceID {
             exemplars[row * (bounds.count + 1) + bucket] = Exemplar(
                 high: traceID.high, low: traceID.low, duration: duration, wallTime: wallTime)
@@ -74,21 +85,29 @@ public struct SeriesTable: Sendable {
     /// Records a sample if it is a request, of the workload with the given index; `wallTime` in
     /// nanoseconds since 1970.
     public mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64) {
+        var hint = SeriesHint()
+        record(sample, workload: workload, wallTime: wallTime, &hint)
+    }
+
+    /// The same with a hint of the row, from the sample before.
+    public mutating func record(
+        _ sample: Sample, workload: UInt32, wallTime: UInt64, _ hint: inout SeriesHint
+    ) {
         guard sample.kind == .request else { return }
         let key = SeriesKey(
             service: sample.service, workload: workload, role: sample.role, wireProtocol: sample.wireProtocol,
             code: sample.code)
-        record(key, duration: sample.duration, traceID: sample.traceID, wallTime: wallTime)
+        record(key, duration: sample.duration, traceID: sample.traceID, wallTime: wallTime, &hint)
     }
 
     /// The series of a row, 0 to `count` - 1.
     public func key(_ row: Int) -> SeriesKey { index.keys[row] }
 
     /// How many requests are in one bucket of a row (not cumulative); bucket `bounds.count` is `+Inf`.
-    public func bucket(_ row: Int, _ bucket: Int) -> UInt64 { values[row * stride + bucket] }
+    public func bucket(_ row: Int, _ bucket: Int) -> UInt64 { values[row * stride + 1 + bucket] }
 
     /// How long the requests of a row took together, in nanoseconds.
-    public func sum(_ row: Int) -> UInt64 { values[row * stride + bounds.count + 1] }
+    public func sum(_ row: Int) -> UInt64 { values[row * stride] }
 
     /// The last request of one bucket of a row whose trace ID is known.
     public func exemplar(_ row: Int, _ bucket: Int) -> SeriesExemplar? {
@@ -114,7 +133,10 @@ public struct SeriesTable: Sendable {
 
 /// The bucket of a value: the first whose upper bound is not below it.
 func histogramBucket(of value: UInt64, in bounds: [UInt64]) -> Int {
-    var bucket = 0
-    while bucket < bounds.count && value > bounds[bucket] { bucket += 1 }
-    return bucket
+    // One after the other: most requests are in the first few.
+    bounds.withUnsafeBufferPointer { bounds in
+        var bucket = 0
+        while bucket < bounds.count && value > bounds[bucket] { bucket += 1 }
+        return bucket
+    }
 }

@@ -8,7 +8,10 @@
 /// has a log-linear histogram: 24 octaves from 8.192 µs to 137 s with 24 buckets each, one for all below
 /// and the last also for all above. Buckets are 16 bits wide; when one is full the slot from then on keeps
 /// one of 2 (4, ...) requests, so that it never loses its shape. Counts of requests and errors are exact.
-/// Less than 6 kB, allocated with the first request.
+///
+/// Only octaves that are in use have memory, because a service's latencies are in few of them: about 1 kB
+/// from the first request on, 6 kB if they were in all. So recording allocates only for the first request,
+/// and when more octaves are in use than ever before.
 public struct LatencyWindow: Sendable {
     /// How many slots there are.
     public static let slotCount = 5
@@ -39,17 +42,30 @@ public struct LatencyWindow: Sendable {
         var requests: UInt64 = 0
         var errors: UInt64 = 0
         /// One of 2^shift requests is in the histogram.
-        var shift: UInt64 = 0
+        var shift: UInt8 = 0
+        /// How many of them took less than the first octave.
+        var below: UInt16 = 0
     }
 
     private static let octaves = 24
     private static let perOctave = 24
     private static let lowestBit = 13
     private static let bucketCount = octaves * perOctave + 1
+    /// Octaves that have memory from the first request on: two in each slot.
+    private static let firstChunks = 10
 
+    /// The running slot, and its place among the others; the copy there is stale.
+    private var running = Slot()
+    private var place = 0
     private var slots: [Slot] = []
-    private var buckets: [UInt16] = []
+    /// First, for each slot's octaves, the number of its chunk plus one (0: it has none); then the chunks,
+    /// each the buckets of one octave.
+    private var storage: [UInt16] = []
+    /// The chunks in use: bit n of the first or, from 64 on, of the second.
+    private var used: (UInt64, UInt64) = (0, 0)
     private var newest: UInt64 = 0
+    /// When the running slot ends; 0 before the first request.
+    private var slotEnd: UInt64 = 0
     private var firstRecord: UInt64 = 0
 
     /// An empty window; it has no memory of its own yet.
@@ -58,31 +74,90 @@ public struct LatencyWindow: Sendable {
     /// Records a request that ended at `now` (monotonic nanoseconds) after `duration` nanoseconds. A time
     /// before the newest one seen counts as the newest.
     public mutating func record(duration: UInt64, error: Bool, at now: UInt64) {
+        if now >= slotEnd { enterSlot(at: now) }
+        newest = max(newest, now)
+        running.requests += 1
+        if error { running.errors += 1 }
+        // Chosen by a hash of their number, because traffic may have a rhythm of its own.
+        let hash = running.requests &* 0x9E37_79B9_7F4A_7C15
+        guard running.shift == 0 || hash >> (64 - UInt64(running.shift)) == 0 else { return }
+        let bucket = LatencyWindow.bucket(of: duration)
+        if bucket == 0 {
+            if running.below == .max { thin() }
+            running.below += 1
+            return
+        }
+        let index = index(of: bucket)
+        if storage[index] == .max { thin() }
+        storage[index] += 1
+    }
+
+    /// Makes the slot of a time that is past the running one's end the running slot.
+    private mutating func enterSlot(at now: UInt64) {
         if slots.isEmpty {
             slots = [Slot](repeating: Slot(), count: LatencyWindow.slotCount)
-            buckets = [UInt16](repeating: 0, count: LatencyWindow.slotCount * LatencyWindow.bucketCount)
+            storage.reserveCapacity(LatencyWindow.start(ofChunk: LatencyWindow.firstChunks))
+            storage.append(
+                contentsOf: repeatElement(0, count: LatencyWindow.start(ofChunk: LatencyWindow.firstChunks)))
             firstRecord = now
         }
-        newest = max(newest, now)
-        let number = newest / LatencyWindow.slotLength + 1
-        let place = Int(number % UInt64(LatencyWindow.slotCount))
-        let base = place * LatencyWindow.bucketCount
-        if slots[place].number != number {
-            slots[place] = Slot(number: number)
-            for index in base..<base + LatencyWindow.bucketCount { buckets[index] = 0 }
+        slots[place] = running
+        let number = now / LatencyWindow.slotLength + 1
+        let (end, overflow) = number.multipliedReportingOverflow(by: LatencyWindow.slotLength)
+        slotEnd = overflow ? .max : end
+        place = Int(number % UInt64(LatencyWindow.slotCount))
+        running = Slot(number: number)
+        for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
+        where storage[octave] != 0 {
+            let chunk = Int(storage[octave]) - 1
+            if chunk < 64 { used.0 &= ~(1 << UInt64(chunk)) } else { used.1 &= ~(1 << UInt64(chunk - 64)) }
+            storage[octave] = 0
         }
-        slots[place].requests += 1
-        if error { slots[place].errors += 1 }
-        // Chosen by a hash of their number, because traffic may have a rhythm of its own. (A shift by all
-        // 64 bits leaves 0.)
-        let hash = slots[place].requests &* 0x9E37_79B9_7F4A_7C15
-        guard hash >> (64 - slots[place].shift) == 0 else { return }
-        let bucket = base + LatencyWindow.bucket(of: duration)
-        if buckets[bucket] == .max {
-            for index in base..<base + LatencyWindow.bucketCount { buckets[index] = buckets[index] / 2 }
-            slots[place].shift += 1
+    }
+
+    /// Where in `storage` a bucket of the running slot is, which is not the one for all below.
+    private mutating func index(of bucket: Int) -> Int {
+        let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
+        let entry = place * LatencyWindow.octaves + octave
+        if storage[entry] == 0 { storage[entry] = UInt16(takeChunk() + 1) }
+        return LatencyWindow.start(ofChunk: Int(storage[entry]) - 1) + step
+    }
+
+    /// A chunk that was free, all zero.
+    private mutating func takeChunk() -> Int {
+        let first = (~used.0).trailingZeroBitCount
+        let chunk = first < 64 ? first : 64 + (~used.1).trailingZeroBitCount
+        if chunk < 64 { used.0 |= 1 << UInt64(chunk) } else { used.1 |= 1 << UInt64(chunk - 64) }
+        let range = LatencyWindow.start(ofChunk: chunk)..<LatencyWindow.start(ofChunk: chunk + 1)
+        if range.upperBound > storage.count {
+            // By a few at a time: an array by itself would grow to twice its size.
+            storage.reserveCapacity(storage.count + 4 * LatencyWindow.perOctave)
+            storage.append(contentsOf: repeatElement(0, count: range.upperBound - storage.count))
         }
-        buckets[bucket] += 1
+        for index in range { storage[index] = 0 }
+        return chunk
+    }
+
+    /// From now on the running slot keeps half as many.
+    private mutating func thin() {
+        running.shift += 1
+        running.below /= 2
+        for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
+        where storage[octave] != 0 {
+            let start = LatencyWindow.start(ofChunk: Int(storage[octave]) - 1)
+            for index in start..<start + LatencyWindow.perOctave { storage[index] /= 2 }
+        }
+    }
+
+    /// Where in `storage` a chunk begins.
+    private static func start(ofChunk chunk: Int) -> Int { slotCount * octaves + chunk * perOctave }
+
+    /// What one bucket of a slot holds.
+    private func count(_ slot: Slot, _ place: Int, _ bucket: Int) -> UInt64 {
+        guard bucket > 0 else { return UInt64(slot.below) }
+        let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
+        let chunk = Int(storage[place * LatencyWindow.octaves + octave]) - 1
+        return chunk < 0 ? 0 : UInt64(storage[LatencyWindow.start(ofChunk: chunk) + step])
     }
 
     /// What the window says at `now`, in monotonic nanoseconds.
@@ -91,6 +166,8 @@ public struct LatencyWindow: Sendable {
         let number = now / LatencyWindow.slotLength + 1
         let oldest =
             number > UInt64(LatencyWindow.slotCount) ? number - UInt64(LatencyWindow.slotCount) + 1 : 1
+        var slots = slots
+        if !slots.isEmpty { slots[place] = running }
         let live = slots.indices.filter { slots[$0].number >= oldest }
         let requests = live.reduce(0) { $0 + slots[$1].requests }
         let errors = live.reduce(0) { $0 + slots[$1].errors }
@@ -98,17 +175,17 @@ public struct LatencyWindow: Sendable {
         // right now look like thousands per second.
         let start = max((oldest - 1) * LatencyWindow.slotLength, firstRecord)
         let seconds = max(Double(now - start) / 1e9, 1)
-        let percentiles = percentiles(of: live)
+        let percentiles = percentiles(of: live, slots)
         return Summary(
             requests: requests, errors: errors, rate: Double(requests) / seconds,
             errorRatio: requests == 0 ? 0 : Double(errors) / Double(requests), p50: percentiles?[0],
             p90: percentiles?[1], p99: percentiles?[2])
     }
 
-    private func percentiles(of live: [Int]) -> [Double]? {
+    private func percentiles(of live: [Int], _ slots: [Slot]) -> [Double]? {
         let totals = (0..<LatencyWindow.bucketCount).map { bucket in
             live.reduce(0) { sum, slot in
-                sum + UInt64(buckets[slot * LatencyWindow.bucketCount + bucket]) << slots[slot].shift
+                sum + count(slots[slot], slot, bucket) << UInt64(slots[slot].shift)
             }
         }
         let total = totals.reduce(0, +)

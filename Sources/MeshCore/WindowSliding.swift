@@ -31,7 +31,13 @@ public struct SlidingWindow: Sendable {
     public private(set) var counts = Counts()
 
     private let width: UInt64
-    private var slots = [Counts](repeating: Counts(), count: SlidingWindow.slotCount)
+    /// Narrow, because there are as many windows as services: no slot sees 2^32 requests.
+    private struct Slot {
+        var requests: UInt32 = 0
+        var failures: UInt32 = 0
+        var slow: UInt32 = 0
+    }
+    private var slots = [Slot](repeating: Slot(), count: SlidingWindow.slotCount)
     /// The running slot's number since time 0; its place is this modulo `slotCount`.
     private var slot: UInt64 = 0
     private var slotEnd: UInt64
@@ -56,10 +62,10 @@ public struct SlidingWindow: Sendable {
         while slot < newSlot {
             slot += 1
             let index = Int(slot % UInt64(SlidingWindow.slotCount))
-            counts.requests -= slots[index].requests
-            counts.failures -= slots[index].failures
-            counts.slow -= slots[index].slow
-            slots[index] = Counts()
+            counts.requests -= UInt64(slots[index].requests)
+            counts.failures -= UInt64(slots[index].failures)
+            counts.slow -= UInt64(slots[index].slow)
+            slots[index] = Slot()
         }
         let (end, overflow) = (now - now % width).addingReportingOverflow(width)
         slotEnd = overflow ? .max : end
@@ -83,7 +89,7 @@ public struct SlidingWindow: Sendable {
 
     /// Forgets everything.
     public mutating func clear() {
-        for index in slots.indices { slots[index] = Counts() }
+        for index in slots.indices { slots[index] = Slot() }
         counts = Counts()
     }
 }

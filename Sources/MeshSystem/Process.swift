@@ -210,3 +210,13 @@ public struct Mount: Equatable, Sendable {
         return String(decoding: bytes + rest.utf8, as: UTF8.self)
     }
 }
+
+/// The C heap, which is Swift's too.
+public enum Heap {
+    /// From now on, blocks of 128 KiB and more go back to the kernel when they are freed, however often they
+    /// come. Left to itself, the heap keeps the room of the largest that it ever had.
+    public static func returnLargeBlocks() { mesh_return_large_blocks() }
+
+    /// Gives what is free to the kernel. Takes a millisecond for a few megabytes.
+    public static func trim() { mesh_trim_heap() }
+}

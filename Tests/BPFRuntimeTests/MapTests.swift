@@ -91,6 +91,10 @@ import Testing
         #expect(try map.lookup(UInt32(500), as: Element.self)?.b == 77)
         let readOnly = try map.mapped(writable: false)
         #expect(mesh_load_relaxed_u32(readOnly[500] + 4) == 77)
+        // The first ones alone; more than there are is all of them.
+        let part = try map.mapped(501)
+        #expect(part.count == 501 && mesh_load_relaxed_u32(part[500] + 4) == 77)
+        #expect(try map.mapped(5000).count == 1000)
     }
 
     @Test func mappingNeedsItsFlag() throws {

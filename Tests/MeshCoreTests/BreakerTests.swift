@@ -1032,3 +1032,41 @@ struct BreakerPropertyTests {
             ])
     }
 }
+
+struct BreakerQuietTests {
+    /// The short way for requests that go well does what the long one does, whatever comes in between.
+    @Test func quietlyIsTheSame() {
+        var random = SplitMix64(seed: 7)
+        var policy = BreakerPolicy()
+        policy.window = 2 * second
+        policy.slowCallDuration = 900_000
+        policy.openFor = second
+        policy.ramp = second
+        var long = Breaker(policy: policy, seed: 1, at: second)
+        var short = long
+        var now = 10 * second
+        var quietly = 0
+        var transitions = 0
+        for number in 0..<200_000 {
+            now += UInt64.random(in: 0...400_000, using: &random)
+            // Mostly good ones, with bad times in between.
+            let isBad = number / 5_000 % 4 == 1 && Int.random(in: 0..<3, using: &random) > 0
+            let sample = Sample(
+                kind: Int.random(in: 0..<50, using: &random) == 0 ? .connect : .request, role: .client,
+                status: isBad ? 503 : 200, flags: long.automaticState == .halfOpen ? .probe : [], time: now,
+                duration: UInt64.random(in: 0...(number / 10_000 % 5 == 2 ? 1_000_000 : 800_000), using: &random))
+            guard let outcome = sample.breakerOutcome(policy) else { continue }
+            let told = long.record(outcome, at: now, mayOpen: true)
+            if short.recordQuietly(sample) {
+                quietly += 1
+                #expect(told.isEmpty)
+            } else {
+                #expect(short.record(outcome, at: now, mayOpen: true) == told)
+            }
+            transitions += told.count
+            #expect(short.kernelWord == long.kernelWord && short.counts == long.counts)
+            #expect(short.consecutiveFailures == long.consecutiveFailures && short.reason == long.reason)
+        }
+        #expect(quietly > 20_000 && transitions > 10)
+    }
+}

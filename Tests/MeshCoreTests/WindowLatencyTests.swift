@@ -47,6 +47,29 @@ struct WindowLatencyTests {
         #expect((summary.p99 ?? 0) < 0.0011)
     }
 
+    /// Memory of octaves that a slot had is another slot's later, and must be clean by then.
+    @Test func octavesAreUsedAgainCleanly() throws {
+        var window = LatencyWindow()
+        for slot: UInt64 in 0..<200 {
+            for octave: UInt64 in 0..<24 where (octave + slot) % 3 == 0 {
+                for _ in 0..<10 { window.record(duration: 9_000 << octave, error: false, at: slot * 2 * second) }
+            }
+            let summary = window.summary(at: slot * 2 * second)
+            var durations: [Double] = []
+            for seen in (slot < 4 ? 0 : slot - 4)...slot {
+                for octave: UInt64 in 0..<24 where (octave + seen) % 3 == 0 {
+                    durations += repeatElement(Double(9_000 << octave), count: 10)
+                }
+            }
+            durations.sort()
+            #expect(summary.requests == UInt64(durations.count))
+            for (quantile, value) in [(0.5, summary.p50), (0.9, summary.p90), (0.99, summary.p99)] {
+                let exact = durations[Int((quantile * Double(durations.count)).rounded(.up)) - 1]
+                #expect(abs(try #require(value) * 1e9 - exact) / exact <= 0.03, "slot \(slot), \(quantile)")
+            }
+        }
+    }
+
     @Test func timeMayGoBackALittle() {
         var window = LatencyWindow()
         window.record(duration: 1, error: false, at: 20 * second)

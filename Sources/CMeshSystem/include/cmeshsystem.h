@@ -75,9 +75,22 @@ int mesh_open_cgroup(const char *mount, uint64_t id);
 int mesh_unshare_network(void);
 /* Returns an errno value. */
 int mesh_set_thread_name(const char *name);
+/* Gives the calling thread a slice in nanoseconds (Linux 6.12; older ones ignore it) and a nice
+ * value, if it is lower than what it has; and, if `real_time` is not 0, the lowest real-time
+ * priority, until it has run for so many microseconds without a pause (RLIMIT_RTTIME, SIGXCPU). One
+ * thread of a process may have that. Threads that it starts get none of it. Returns the errno value
+ * of what could not be had. */
+int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
  */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
+/*
+ * Large blocks are given back to the kernel when they are freed, however often they come: by itself,
+ * malloc would keep the room of the largest ever.
+ */
+void mesh_return_large_blocks(void);
+/* Gives what is free to the kernel. */
+void mesh_trim_heap(void);
 /* deflateInit2() with a gzip header; a zlib status. */
 int mesh_gzip_begin(z_stream *stream, int level);
 
