@@ -1,16 +1,16 @@
-/* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A million connections through a wire that loses, delays and doubles SYNs, and what each of them
- * is said to be by the kernel state of its two ends and by the bytes on the wire, compared one by
- * one.
+ * A million connections through a wire that loses, delays, doubles and replays SYNs, and what each
+ * of them is said to be by the kernel state of its two ends and by the bytes on the wire, compared
+ * one by one.
  *
- * stamps NEAR FAR AGENT CONNECTIONS OUTSTANDING: NEAR and FAR are network namespaces, joined by
- * veth0 at both ends; AGENT is the process ID of the agent whose `connections` map is read.
+ * stamps NEAR FAR AGENT CONNECTIONS OUTSTANDING SECONDS: ends after CONNECTIONS or SECONDS. NEAR
+ * and FAR are network namespaces, joined by veth0 at both ends; AGENT is the process ID of the
+ * agent whose `connections` map is read.
  *
  * Three threads. The client connects, each pair of ports twice, the second time right after the
  * first, so that old SYNs meet new connections. The server resets what it accepts. The wire takes
- * every SYN off the far end (where nftables drops those that it has not marked) and carries it, or
- * does not.
+ * every SYN and SYN-ACK off the end where it arrives (where nftables drops those that the wire has
+ * not marked) and carries it, or does not.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -85,7 +85,7 @@ struct seen {
 
 static const struct id unknown;
 static int near_ns, far_ns, storage, value_size, id_offset;
-static uint32_t connections, tuples, outstanding;
+static uint32_t connections, tuples, outstanding, seconds;
 static struct id *of_client, *of_server;
 static struct seen *on_wire;
 static struct frame *first_syns;
@@ -586,13 +586,13 @@ static void *call(void *unused)
 	struct epoll_event events[256];
 	uint32_t begun = 0, ended = 0;
 	int epoll = epoll_create1(0), found;
-	uint64_t progress = now_ns();
+	uint64_t progress = now_ns(), deadline = progress + seconds * 1000000000ull;
 
 	check(setns(near_ns, CLONE_NEWNET), "setns");
 	pthread_barrier_wait(&ready);
 	while (begun < tuples && begun < outstanding)
 		start(epoll, 2 * begun++);
-	while (ended < connections) {
+	while (ended < 2 * begun) {
 		found = epoll_wait(epoll, events, 256, 1000);
 		if (found)
 			progress = now_ns();
@@ -611,10 +611,11 @@ static void *call(void *unused)
 			ended++;
 			if (!(number & 1))
 				start(epoll, number + 1);
-			else if (begun < tuples)
+			else if (begun < tuples && now_ns() < deadline)
 				start(epoll, 2 * begun++);
 		}
 	}
+	connections = 2 * begun;
 	return unused;
 }
 
@@ -627,7 +628,7 @@ static int compare(const void *one, const void *other)
 	return memcmp(one, other, sizeof(struct id));
 }
 
-static void judge(double seconds)
+static void judge(double took)
 {
 	uint64_t had_room = 0, right = 0, wrong = 0, missing = 0, stamped = 0, no_room = 0,
 		 elsewhere = 0, from_nowhere = 0, not_accepted = 0, unstable = 0, unseen = 0,
@@ -667,7 +668,7 @@ static void judge(double seconds)
 	qsort(of_client, connections, sizeof(struct id), compare);
 	for (uint32_t number = 1; number < connections; number++)
 		repeated += !compare(&of_client[number - 1], &of_client[number]);
-	printf("{\"seconds\": %.3f", seconds);
+	printf("{\"seconds\": %.3f", took);
 	SAY(connections);
 	SAY(ipv6);
 	SAY(had_room);
@@ -704,8 +705,8 @@ int main(int argc, char **argv)
 	pthread_t client, server, carrier;
 	uint64_t began;
 
-	if (argc != 6) {
-		fprintf(stderr, "usage: stamps NEAR FAR AGENT CONNECTIONS OUTSTANDING\n");
+	if (argc != 7) {
+		fprintf(stderr, "usage: stamps NEAR FAR AGENT CONNECTIONS OUTSTANDING SECONDS\n");
 		return 2;
 	}
 	near_ns = check(open(argv[1], O_RDONLY | O_CLOEXEC), argv[1]);
@@ -714,6 +715,7 @@ int main(int argc, char **argv)
 	connections = strtoul(argv[4], NULL, 10) & ~3u;
 	tuples = connections / 2;
 	outstanding = strtoul(argv[5], NULL, 10);
+	seconds = strtoul(argv[6], NULL, 10);
 	of_client = calloc(connections, sizeof(*of_client));
 	of_server = calloc(connections, sizeof(*of_server));
 	on_wire = calloc(connections, sizeof(*on_wire));

@@ -1,4 +1,3 @@
-/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A server and a client on loopback that log what becomes of every request, and how long it took by
  * the time stamps that the kernel puts on the segments: the truth that the agent's metrics are held

@@ -19,6 +19,8 @@ NAMES = {
 }
 CONNECTIONS = 1_000_000
 OUTSTANDING = 2000
+# On a machine that is too slow for them all, the comparison is of as many as it made.
+SECONDS = 130
 SOURCES = range(16, 20)
 SCOPE = ["10.77.0.2/32", "fd77::2/128", "10.77.0.16/28", "fd77::10/124"]
 # Segments with these flags go no further unless the wire has carried them: they have class 0xb8 (DSCP 46) then.
@@ -43,7 +45,7 @@ def run(stage, report):
     with stage.agent(world, config) as agent:
         found = stage.measure(
             world, stage.program("stamps"), world.near.path, world.far.path, agent.process.pid, CONNECTIONS,
-            OUTSTANDING, timeout=140,
+            OUTSTANDING, SECONDS, timeout=SECONDS + 60,
         )  # fmt: skip
         metrics = agent.metrics()
     told = {
