@@ -9,7 +9,9 @@ import sys
 import time
 import traceback
 
-from . import RESULTS, ROOT, machine, report, scenarios
+from . import RESULTS, ROOT, machine, scenarios, tables
+from .figures import shown
+from .report import Report
 from .stage import BenchError, Stage
 
 from meshtest.host import Host
@@ -34,7 +36,7 @@ def play(name, host, described):
     """Plays one scenario and writes its result. Returns it, or None if it did not come to its end."""
     module = importlib.import_module(f"bench.scenarios.{name}")
     title, _, about = module.__doc__.strip().partition("\n")
-    result = report.Report(name, title.rstrip("."), " ".join(about.split()))
+    result = Report(name, title.rstrip("."), " ".join(about.split()))
     print(f"{name}: {result.title}", flush=True)
     began = time.monotonic()
     try:
@@ -49,9 +51,17 @@ def play(name, host, described):
         return None
     seconds = time.monotonic() - began
     result.write(described, seconds)
-    print(report.summary(result))
+    for target in result.targets:
+        print(outcome(target))
     print(f"  {seconds:.0f} s; {(RESULTS / name).relative_to(ROOT)}.md", flush=True)
     return result
+
+
+def outcome(target):
+    """A target as a line of the terminal."""
+    limit = f"{tables.SIGNS[target['op']]} {shown(target['limit'], target['unit'])}"
+    mark = "ok    " if target["met"] else "MISSED"
+    return f"  {mark} {target['what']}: {shown(target['value'], target['unit'])} (must be {limit})"
 
 
 def main(names):
@@ -71,7 +81,7 @@ def main(names):
         results = [play(name, host, described) for name in names or every]
     finally:
         host.close()
-    report.index()
+    tables.write_index()
     targets = [target for result in results if result for target in result.targets]
     missed = sum(not target["met"] for target in targets)
     failed = results.count(None)

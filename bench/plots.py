@@ -4,6 +4,8 @@ import logging
 
 import matplotlib
 
+from .figures import shown
+
 matplotlib.use("svg")
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
@@ -122,7 +124,7 @@ def _bars(axes, plot):
         places = [number - 0.4 + width * (index + 0.5) for number, name in enumerate(categories) if name in values]
         heights = [values[name] for name in categories if name in values]
         drawn = axes.bar(places, heights, width * 0.92, label=label, color=_colour(label, index))
-        axes.bar_label(drawn, fmt="{:,.4g}", fontsize=8, padding=2, color="#444444")
+        axes.bar_label(drawn, [shown(height) for height in heights], fontsize=8, padding=2, color="#444444")
     axes.set_xticks(range(len(categories)), categories)
     axes.grid(axis="x", visible=False)
     if len(labels) > 1:

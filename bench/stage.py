@@ -29,8 +29,16 @@ class StagedAgent(Agent):
         return self
 
     def __exit__(self, *_):
-        if self.process is not None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
             self.stop()
+            return
+        # It has ended before, as it does beside the bench at a Ctrl-C, which reaches both.
+        code, self.process = self.process.returncode, None
+        self.log.close()
+        if code:
+            raise BenchError(f"the agent ended by itself, code {code}: {self.log_path.read_text()}")
 
 
 class Stage:
@@ -115,6 +123,25 @@ def cpu_seconds(pid):
         with contextlib.suppress(FileNotFoundError):
             with open(f"/proc/{pid}/task/{task}/schedstat") as file:
                 total += int(file.read().split()[0])
+    return total / 1e9
+
+
+def cgroup_seconds(cgroup):
+    """The CPU time so far of all that runs or ran in a cgroup, to the microsecond (cgroup-v2, cpu.stat)."""
+    with open(f"{cgroup.directory}/cpu.stat") as lines:
+        return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
+
+
+def kernel_threads_seconds():
+    """The CPU time so far of the kernel's own threads: soft interrupts put off, work queues, RCU."""
+    total = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with open(f"/proc/{pid}/stat") as file:
+                parent = file.read().rpartition(")")[2].split()[1]
+            if parent == "2":
+                with open(f"/proc/{pid}/schedstat") as file:
+                    total += int(file.read().split()[0])
     return total / 1e9
 
 

@@ -36,7 +36,7 @@ static __always_inline void count_attempt(
  * Decides on one attempt and counts it, unless it is admitted (its sample counts it) or a rejected
  * request (the reset counts it).
  */
-static __noinline enum mesh_decision admit(u32 service, enum mesh_point point)
+static __noinline enum mesh_decision decide(u32 service, enum mesh_point point)
 {
 	struct mesh_breaker *breaker = bpf_map_lookup_elem(&breakers, &service);
 	struct mesh_attempts *tally = bpf_map_lookup_elem(&attempts, &service);
@@ -49,8 +49,6 @@ static __noinline enum mesh_decision admit(u32 service, enum mesh_point point)
 	/* Once each: the agent may write in between. */
 	state = *(volatile u8 *)&breaker->state;
 	override = *(volatile u8 *)&breaker->override_state;
-	if (state == MESH_STATE_CLOSED && override == MESH_OVERRIDE_NONE)
-		return MESH_DECISION_ADMITTED;
 	if (breaker->mode == MESH_MODE_OFF)
 		return MESH_DECISION_ADMITTED;
 	if (point == MESH_POINT_REQUEST && (breaker->flags & MESH_BREAKER_DRAIN))
@@ -74,6 +72,17 @@ static __noinline enum mesh_decision admit(u32 service, enum mesh_point point)
 	if (decision != MESH_DECISION_REJECTED || point == MESH_POINT_CONNECT)
 		count_attempt(service, point, decision);
 	return decision;
+}
+
+/* A closed breaker, as nearly all are, costs one look at it. */
+static __always_inline enum mesh_decision admit(u32 service, enum mesh_point point)
+{
+	struct mesh_breaker *breaker = bpf_map_lookup_elem(&breakers, &service);
+
+	if (!breaker || (*(volatile u8 *)&breaker->state == MESH_STATE_CLOSED &&
+				*(volatile u8 *)&breaker->override_state == MESH_OVERRIDE_NONE))
+		return MESH_DECISION_ADMITTED;
+	return decide(service, point);
 }
 
 #endif

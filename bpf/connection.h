@@ -10,6 +10,17 @@ static __always_inline u64 workload_of(struct tcp_sock *tcp)
 	return sock_of(tcp)->sk_cgrp_data.cgroup->kn->id;
 }
 
+/*
+ * The time of a packet with data. TCP has just read the clock to send it (tcp_write_xmit, and the
+ * timers), the same one as bpf_ktime_get_ns() does; to receive one it has yet to read it.
+ */
+static __always_inline u64 packet_time(struct tcp_sock *tcp, bool egress)
+{
+	if (egress && bpf_core_field_exists(tcp->tcp_clock_cache))
+		return tcp->tcp_clock_cache;
+	return bpf_ktime_get_ns();
+}
+
 /* sk_err is set before a socket turns to CLOSE (net/ipv4/tcp_input.c, tcp_reset, and others). */
 static __always_inline u8 outcome_of(int error)
 {
@@ -43,37 +54,55 @@ static __always_inline u16 decision_flags(const struct mesh_connection *connecti
 }
 
 /*
- * Ends the pending request, if there is one: whoever takes its start time reports it, once.
- * `until` is when it ended.
+ * Takes the pending request, if there is one, for a sample of how it ended: whoever takes its
+ * start time reports it, once. `until` is when it ended.
  */
-static __noinline int end_request(
-	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome, u16 status, u64 until)
+static __always_inline bool take_request(
+	struct mesh_connection *connection, u8 outcome, u16 status, u64 until, struct ending *end)
 {
-	struct ending end = {.kind = MESH_EVENT_REQUEST};
 	u8 decision;
 	u64 start;
 
-	if (!connection)
-		return 0;
 	/* Before it is released: the other direction may begin the next one right after. */
 	decision = connection->decision;
 	start = __sync_lock_test_and_set(&connection->request_start_ns, 0);
 	if (!start)
-		return 0;
+		return false;
 	if (outcome == MESH_OUTCOME_OK)
 		connection->answered = 1;
-	end.flags = decision_flags(connection, decision);
-	if (decision == MESH_DECISION_REJECTED) {
+	end->kind = MESH_EVENT_REQUEST;
+	end->flags = decision_flags(connection, decision);
+	if (unlikely(decision == MESH_DECISION_REJECTED)) {
 		/* No tc hook was on its way, so it went through. */
-		end.flags |= MESH_SAMPLE_UNENFORCED;
+		end->flags |= MESH_SAMPLE_UNENFORCED;
 		count(MESH_COUNTER_UNENFORCED);
 	}
-	end.outcome = outcome;
-	end.status = status;
-	end.protocol = connection->protocol;
-	end.time_ns = until;
-	end.duration_ns = until > start ? until - start : 0;
-	return emit(connection, tcp, &end);
+	end->outcome = outcome;
+	end->status = status;
+	end->protocol = connection->protocol;
+	end->time_ns = until;
+	end->duration_ns = until > start ? until - start : 0;
+	return true;
+}
+
+static __noinline int end_request(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u8 outcome, u64 until)
+{
+	struct ending end;
+
+	if (connection && take_request(connection, outcome, 0, until, &end))
+		emit(connection, tcp, &end);
+	return 0;
+}
+
+/* The same for a response, the one end that is often met: without calls. */
+static __always_inline void answer_request(
+	struct mesh_connection *connection, struct tcp_sock *tcp, u16 status)
+{
+	struct ending end;
+
+	if (take_request(connection, MESH_OUTCOME_OK, status, connection->response_ns, &end))
+		emit_inline(connection, tcp, &end);
 }
 
 /* A goodbye is short, and the client closes right behind it. */
@@ -107,9 +136,9 @@ static __always_inline void abandon_request(
 	if (connection->farewell)
 		__sync_lock_test_and_set(&connection->request_start_ns, 0);
 	else if (connection->status_len)
-		end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
+		end_request(connection, tcp, MESH_OUTCOME_OK, connection->response_ns);
 	else
-		end_request(connection, tcp, outcome, 0, bpf_ktime_get_ns());
+		end_request(connection, tcp, outcome, bpf_ktime_get_ns());
 }
 
 /* Reports a connect() that ended, well or not. */

@@ -107,27 +107,31 @@ static __always_inline void fill_sample(struct mesh_sample *sample,
 		sample->received_bytes =
 			received -
 			__sync_lock_test_and_set(&connection->received_reported, received);
-		sample->retransmits =
-			retransmits -
-			__sync_lock_test_and_set(&connection->retransmits_reported, retransmits);
+		if (unlikely(retransmits != connection->retransmits_reported))
+			sample->retransmits =
+				retransmits -
+				__sync_lock_test_and_set(
+					&connection->retransmits_reported, retransmits);
 	}
 	copy16(sample->trace_id, connection->trace_id);
 }
 
-/* Sends one sample. `tcp` may be null where the caller has no TCP socket to read counts from. */
-static __noinline int emit(
+/*
+ * Sends one sample. `tcp` may be null where the caller has no TCP socket to read counts from.
+ * Inline where a response ends a request; the rest calls emit().
+ */
+static __always_inline int emit_inline(
 	struct mesh_connection *connection, struct tcp_sock *tcp, const struct ending *end)
 {
 	u64 wake;
 
-	if (!connection || !end)
-		return 0;
-	/* A quarter full: wake the reader whatever the sample says. */
-	wake = urgent(connection, end) ||
-			       bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > MESH_RING_BYTES / 4
+	/* A quarter full: wake the reader whatever the sample says. One in 16 asks, by its time. */
+	wake = urgent(connection, end) || (unlikely(!(end->time_ns & 0x3c0)) &&
+						  bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
+							  MESH_RING_BYTES / 4)
 		       ? BPF_RB_FORCE_WAKEUP
 		       : BPF_RB_NO_WAKEUP;
-	if (control.flows_wanted && tcp) {
+	if (unlikely(control.flows_wanted && tcp)) {
 		struct mesh_flow *flow = bpf_ringbuf_reserve(&events, sizeof(*flow), 0);
 
 		if (!flow) {
@@ -148,6 +152,12 @@ static __noinline int emit(
 		bpf_ringbuf_submit(sample, wake);
 	}
 	return 0;
+}
+
+static __noinline int emit(
+	struct mesh_connection *connection, struct tcp_sock *tcp, const struct ending *end)
+{
+	return connection && end ? emit_inline(connection, tcp, end) : 0;
 }
 
 #endif

@@ -15,6 +15,14 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
+/*
+ * Keeps what is rare out of the way of what is not: a packet finds little of this in the cache.
+ * Should the compiler put the rare part into a function of its own ("NAME.cold.1", which libbpf
+ * does not take), move it into a __noinline one by hand.
+ */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
 typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;
@@ -67,6 +75,7 @@ struct sock_common {
 	__be16 skc_dport;
 	u16 skc_num;
 	unsigned short skc_family;
+	volatile unsigned char skc_state;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -86,6 +95,7 @@ struct tcp_sock {
 	u64 bytes_retrans;
 	u64 bytes_received;
 	u32 total_retrans;
+	u64 tcp_clock_cache;
 	bool is_mptcp;
 	void *ao_info;
 };
@@ -108,6 +118,11 @@ struct bpf_iter__bpf_sk_storage_map {
 static __always_inline struct sock *sock_of(struct tcp_sock *tcp)
 {
 	return (struct sock *)tcp;
+}
+
+static __always_inline u8 state_of(struct tcp_sock *tcp)
+{
+	return sock_of(tcp)->__sk_common.skc_state;
 }
 
 #endif

@@ -27,42 +27,47 @@ enum interim {
  * writing direction after the handshake; request_start_ns, which both end, is taken by exchange.
  */
 struct mesh_connection {
+	/* What each request needs comes first: with the 8 bytes that the kernel puts before it, a
+	 * cache line, and then another. */
 	u64 request_start_ns; /* 0: no request is pending */
-	u64 response_ns;      /* response direction: when its first byte was seen */
-	u64 opened_ns;	      /* when connect() was called, or the connection was accepted */
-	u64 workload;
-	u64 sent_reported;
-	u64 received_reported;
-	u32 retransmits_reported;
+	u32 out_next;	      /* egress: the sequence number after the last new byte */
+	u32 in_next;	      /* ingress: the same, without holes */
 	u32 service;
-	u32 out_next; /* egress: the sequence number after the last new byte */
-	u32 in_next;  /* ingress: the same, without holes */
+	u32 generation;	   /* request direction: of the endpoints that `service` is from */
+	u32 request_bytes; /* request direction: payload of the pending request so far */
 	u8 role;
 	u8 phase;
 	u8 exempt;
 	u8 adopted;	  /* sock_ops does not report its end */
 	u8 http;	  /* request direction: the first request looked like HTTP/1 */
 	u8 tls;		  /* request direction: it began with a TLS handshake */
+	u8 began;	  /* request direction: some request has begun */
 	u8 decision;	  /* request direction: what admit() said of the pending request */
 	u8 probe_connect; /* its connect() was a probe, so its first request belongs to it */
 	u8 connect_decision;
+	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
+	u8 answered;	 /* response direction: some request has had its response */
 	u8 protocol;	 /* response direction: enum mesh_protocol */
 	u8 interim;	 /* response direction: enum interim */
 	u8 status_len;	 /* response direction: bytes of `status` that are filled */
-	u8 status[12];	 /* response direction: "HTTP/1.1 200" as it comes */
-	u8 stamped;	 /* the stamp was written and counted */
-	u8 want_stamp;	 /* its SYNs are to be stamped */
-	u8 our_hdr;	 /* header callbacks are on because of us, and ours to switch off */
 	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
-	u8 answered;	 /* response direction: some request has had its response */
-	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
-	u8 began;	 /* request direction: some request has begun */
-	u8 pad;
-	u32 claimed;	    /* taken by whoever adopts the connection */
-	u32 generation;	    /* request direction: of the endpoints that `service` is from */
-	u32 request_bytes;  /* request direction: payload of the pending request so far */
+	u32 retransmits_reported;
+	u64 workload;
+
+	u64 sent_reported;
+	u64 received_reported;
+	u64 response_ns; /* response direction: when its first byte was seen */
+	/* Response direction: "HTTP/1.1 200" as it comes. */
+	u8 status[12] __attribute__((aligned(8)));
 	u32 interim_window; /* response direction: the last bytes of an unfinished 1xx header */
 	u8 trace_id[16];
+
+	u64 opened_ns; /* when connect() was called, or the connection was accepted */
+	u32 claimed;   /* taken by whoever adopts the connection */
+	u8 stamped;    /* the stamp was written and counted */
+	u8 want_stamp; /* its SYNs are to be stamped */
+	u8 our_hdr;    /* header callbacks are on because of us, and ours to switch off */
+	u8 pad;
 };
 
 struct {
@@ -141,13 +146,23 @@ struct {
 } attempts SEC(".maps");
 
 /*
- * Stamps of SYNs whose connection is not yet established, by the connection's tuple as the
- * server sees it. Least recently used go first, so a flood of SYNs cannot grow it.
+ * Which SYN a stamp came with: the connection's tuple as the server sees it, and the number of the
+ * SYN, since an old one of the same ports may come while the handshake is under way.
+ */
+struct stamp_key {
+	struct mesh_tuple tuple;
+	u32 sequence;
+	u32 pad;
+};
+
+/*
+ * Stamps of SYNs whose connection is not yet established. Least recently used go first, so a flood
+ * of SYNs cannot grow it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct mesh_tuple);
+	__type(key, struct stamp_key);
 	__type(value, struct mesh_trace_id);
 } stamps SEC(".maps");
 

@@ -83,7 +83,7 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	struct tcp_header copy, *tcp;
 	u32 offset, length;
 
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+	if (likely(skb->protocol == bpf_htons(ETH_P_IP))) {
 		struct ipv4_header *ip = data;
 
 		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_TCP)
@@ -109,7 +109,7 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 		return false;
 	}
 
-	if (offset == sizeof(struct ipv4_header) && data + 20 + sizeof(*tcp) <= end)
+	if (likely(offset == sizeof(struct ipv4_header)) && data + 20 + sizeof(*tcp) <= end)
 		tcp = data + 20;
 	else if (offset == sizeof(struct ipv6_header) && data + 40 + sizeof(*tcp) <= end)
 		tcp = data + 40;

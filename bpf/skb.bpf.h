@@ -65,11 +65,10 @@ static long find_stamp(u32 index, void *context)
 
 /* Keeps a SYN's stamp for the connection that it may become. */
 static __noinline int receive_stamp(
-	struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet)
+	struct __sk_buff *skb, struct tcp_sock *tcp, const struct packet *packet)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct stamp_search search = {};
-	struct mesh_tuple tuple = {};
+	struct stamp_key key = {};
 	struct tcp_header header;
 	u8 trace_id[16];
 	u32 length;
@@ -84,36 +83,40 @@ static __noinline int receive_stamp(
 		if (bpf_skb_load_bytes(skb, offsetof(struct ipv4_header, source), addresses,
 			    sizeof(addresses)))
 			return 0;
-		map_ipv4(tuple.remote_address, addresses[0]);
-		map_ipv4(tuple.local_address, addresses[1]);
+		map_ipv4(key.tuple.remote_address, addresses[0]);
+		map_ipv4(key.tuple.local_address, addresses[1]);
 	} else {
-		if (bpf_skb_load_bytes(
-			    skb, offsetof(struct ipv6_header, source), tuple.remote_address, 16) ||
+		if (bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, source),
+			    key.tuple.remote_address, 16) ||
 			bpf_skb_load_bytes(skb, offsetof(struct ipv6_header, destination),
-				tuple.local_address, 16))
+				key.tuple.local_address, 16))
 			return 0;
 	}
-	tuple.remote_port = bpf_ntohs(header.source);
-	tuple.local_port = bpf_ntohs(header.destination);
-	tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
+	key.tuple.remote_port = bpf_ntohs(header.source);
+	key.tuple.local_port = bpf_ntohs(header.destination);
+	key.sequence = bpf_ntohl(header.sequence);
+	key.tuple.netns = sock_of(tcp)->__sk_common.skc_net.net->net_cookie;
 
 	length = packet->payload_offset - packet->tcp_offset - sizeof(header);
-	if (length >= MESH_STAMP_LENGTH && length <= OPTIONS_BYTES &&
-		!bpf_skb_load_bytes(
-			skb, packet->tcp_offset + sizeof(header), search.options, length)) {
-		search.length = length;
-		bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
+	if (length >= MESH_STAMP_LENGTH) {
+		/* Two comparisons, of this variable: Linux 6.1's verifier cannot follow them as
+		 * one. */
+		barrier_var(length);
+		if (length <= OPTIONS_BYTES &&
+			!bpf_skb_load_bytes(
+				skb, packet->tcp_offset + sizeof(header), search.options, length)) {
+			search.length = length;
+			bpf_loop(OPTIONS_BYTES, find_stamp, &search, 0);
+		}
 	}
 	if (search.found && search.found <= OPTIONS_BYTES - sizeof(trace_id)) {
-		if (in_networks(&scope, tuple.remote_address)) {
+		if (in_networks(&scope, key.tuple.remote_address)) {
 			__builtin_memcpy(trace_id, &search.options[search.found], sizeof(trace_id));
-			bpf_map_update_elem(&stamps, &tuple, trace_id, BPF_ANY);
-			return 0;
+			bpf_map_update_elem(&stamps, &key, trace_id, BPF_ANY);
+		} else {
+			count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
 		}
-		count(MESH_COUNTER_STAMP_RECEIVED_OUT_OF_SCOPE);
 	}
-	/* What an earlier SYN of these ports left is not this one's. */
-	bpf_map_delete_elem(&stamps, &tuple);
 	return 0;
 }
 
@@ -135,18 +138,17 @@ static __noinline u32 look_up_service(
  * Takes in a connection that is older than the agent. It is a server's if something listens on
  * its local port, else a client's.
  */
-static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct bpf_sock *sk)
+static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct tcp_sock *tcp)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct mesh_connection *connection;
 	struct bpf_sock_tuple lookup = {};
 	struct bpf_sock *listener;
 	struct mesh_tuple tuple;
 	u32 *words, size, service;
 
-	if (!tcp || sk->state != BPF_TCP_ESTABLISHED)
+	if (!tcp || state_of(tcp) != BPF_TCP_ESTABLISHED)
 		return NULL;
-	connection = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!connection) {
 		count(MESH_COUNTER_LOST_STORAGE);
 		return NULL;
@@ -217,27 +219,20 @@ static __always_inline bool is_goodbye(
 	return head[0] == 1 && !head[1] && !head[2] && !head[3] && head[4] == 1;
 }
 
-/*
- * Whether bytes that follow a response begin a request. On HTTP/1 they may still be the body of
- * the request that was answered early, so they must begin like a request line (RFC 9112, 3).
- */
-static __noinline bool begins_request(
-	struct __sk_buff *skb, struct mesh_connection *connection, const struct packet *packet)
+/* The shortest method, a space and a path are longer; a longest method and its space are not. */
+#define HEAD_BYTES 9
+#define METHOD_GET 0x20544547  /* "GET " in memory */
+#define METHOD_POST 0x54534f50 /* "POST" */
+
+/* Whether bytes that are neither a GET nor a POST begin a request. */
+static __noinline bool begins_other_request(
+	struct mesh_connection *connection, const u8 *head, u32 length)
 {
-	u8 head[9] = {};
 	bool line = false;
 
-	if (!connection || !packet)
+	if (!connection || !head)
 		return false;
-	if (packet->payload >= sizeof(head)) {
-		if (bpf_skb_load_bytes(skb, packet->payload_offset, head, sizeof(head)))
-			return false;
-	} else {
-		for (u32 i = 0; i < sizeof(head) - 1; i++)
-			if (i < packet->payload)
-				bpf_skb_load_bytes(skb, packet->payload_offset + i, &head[i], 1);
-	}
-	if (is_goodbye(connection, head, packet->payload))
+	if (is_goodbye(connection, head, length))
 		return false;
 	if (connection->tls)
 		return head[0] == TLS_APPLICATION_DATA;
@@ -247,8 +242,8 @@ static __noinline bool begins_request(
 		return false; /* a handshake is no request */
 	}
 	/* A method of three to eight capitals and a space; fewer bytes may be the start of one. */
-	for (u32 i = 0; i < sizeof(head); i++) {
-		if (i >= packet->payload) {
+	for (u32 i = 0; i < HEAD_BYTES; i++) {
+		if (i >= length) {
 			line = i > 0;
 			break;
 		}
@@ -262,19 +257,44 @@ static __noinline bool begins_request(
 	if (connection->http)
 		return line;
 	/* HTTP/2 begins with a request line of its own ("PRI * HTTP/2.0"), and only once. */
-	if (line && packet->payload >= sizeof(head) &&
-		!(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
+	if (line && length >= HEAD_BYTES && !(head[0] == 'P' && head[1] == 'R' && head[2] == 'I'))
 		connection->http = 1;
 	return true;
+}
+
+/*
+ * Whether bytes that follow a response begin a request. On HTTP/1 they may still be the body of
+ * the request that was answered early, so they must begin like a request line (RFC 9112, 3).
+ */
+static __always_inline bool begins_request(
+	struct __sk_buff *skb, struct mesh_connection *connection, const struct packet *packet)
+{
+	u8 head[HEAD_BYTES] __attribute__((aligned(4))) = {};
+	u32 method;
+
+	if (likely(packet->payload >= HEAD_BYTES)) {
+		if (bpf_skb_load_bytes(skb, packet->payload_offset, head, HEAD_BYTES))
+			return false;
+		method = *(u32 *)head;
+		if (likely(!connection->tls) &&
+			(method == METHOD_GET || (method == METHOD_POST && head[4] == ' '))) {
+			connection->http = 1;
+			return true;
+		}
+	} else {
+		for (u32 i = 0; i < HEAD_BYTES - 1; i++)
+			if (i < packet->payload)
+				bpf_skb_load_bytes(skb, packet->payload_offset + i, &head[i], 1);
+	}
+	return begins_other_request(connection, head, packet->payload);
 }
 
 /*
  * The endpoints have changed since this connection's service was found: a reload reaches the pools
  * that live for days, too. For the counts, it leaves the old service and joins the new one.
  */
-static __noinline int find_service_again(struct mesh_connection *connection, struct bpf_sock *sk)
+static __noinline int find_service_again(struct mesh_connection *connection, struct tcp_sock *tcp)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct mesh_tuple tuple;
 	u32 service;
 
@@ -291,7 +311,7 @@ static __noinline int find_service_again(struct mesh_connection *connection, str
 }
 
 static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connection *connection,
-	struct bpf_sock *sk, const struct packet *packet)
+	struct tcp_sock *tcp, const struct packet *packet, bool egress)
 {
 	u8 decision = MESH_DECISION_ADMITTED;
 
@@ -303,11 +323,11 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 		return;
 	connection->request_bytes = packet->payload;
 	connection->farewell = 0;
-	if (connection->generation != control.generation)
-		find_service_again(connection, sk);
+	if (unlikely(connection->generation != control.generation))
+		find_service_again(connection, tcp);
 	if (connection->role == MESH_ROLE_CLIENT && !connection->exempt) {
 		/* The connect() was the probe, and this what it was for, unless long ago. */
-		bool pass = connection->probe_connect &&
+		bool pass = unlikely(connection->probe_connect) &&
 			    bpf_ktime_get_ns() - connection->opened_ns < PROBE_PASS_NS;
 
 		connection->probe_connect = 0;
@@ -323,7 +343,7 @@ static __always_inline void on_request(struct __sk_buff *skb, struct mesh_connec
 	connection->interim = INTERIM_NONE;
 	connection->status_len = 0;
 	/* Last: from here on the other direction may end it. A rejected one ends in tc. */
-	connection->request_start_ns = bpf_ktime_get_ns();
+	connection->request_start_ns = packet_time(tcp, egress);
 }
 
 struct interim_search {
@@ -372,84 +392,105 @@ static __noinline u32 end_interim(
 	return search.length < left ? search.length : 0;
 }
 
-/* Whether the bytes so far may begin a status line. */
-static __always_inline bool is_status_line(const u8 *status, u32 length)
+/* Whether bytes may begin a status line. */
+static __noinline bool may_be_status_line(const struct mesh_connection *connection, u32 length)
 {
 	const char pattern[] = "HTTP/1.d ddd";
 
+	if (!connection)
+		return false;
 	for (u32 i = 0; i < STATUS_BYTES; i++) {
+		u8 byte = connection->status[i];
+
 		if (i >= length)
 			return true;
-		if (pattern[i] == 'd' ? status[i] < '0' || status[i] > '9'
-				      : status[i] != pattern[i])
+		if (pattern[i] == 'd' ? byte < '0' || byte > '9' : byte != pattern[i])
 			return false;
 	}
 	return true;
 }
 
 /*
- * Reads new response bytes from `offset`. Returns how many an interim response took, with more of
- * the segment to read behind it; 0 when the segment says no more.
+ * The same for all twelve bytes, in two steps: those that must be as they are become 0, digits
+ * their value, and with 0x76 added a byte above 9 has its top bit set.
  */
-static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection *connection,
-	struct tcp_sock *tcp, u32 offset, u32 left)
+static __always_inline bool is_status_line(const struct mesh_connection *connection)
 {
-	u32 filled, status;
+	u64 version = *(const u64 *)connection->status ^ 0x302e312f50545448; /* "HTTP/1.0" */
+	u32 code = *(const u32 *)(connection->status + 8) ^ 0x30303020;	     /* " 000" */
+
+	return !((version | (version + 0x7600000000000000)) & 0x80ffffffffffffff) &&
+	       !((code | (code + 0x76767600)) & 0x808080ff);
+}
+
+/* A status line that comes in pieces. Returns how many of its bytes are there now; 0: unreadable.
+ */
+static __noinline u32 gather_status(
+	struct __sk_buff *skb, struct mesh_connection *connection, u32 offset, u32 left)
+{
+	u32 filled, taken = 0;
 
 	if (!connection)
 		return 0;
-	if (connection->interim == INTERIM_HEADER)
-		return end_interim(skb, connection, offset, left);
 	filled = connection->status_len;
-	if (!filled) {
-		connection->response_ns = bpf_ktime_get_ns();
-		if (left >= STATUS_BYTES) {
-			if (bpf_skb_load_bytes(skb, offset, connection->status, STATUS_BYTES))
-				return 0;
-			filled = STATUS_BYTES;
-		}
+	for (u32 i = 0; i < STATUS_BYTES; i++) {
+		if (i < filled || taken >= left)
+			continue;
+		if (bpf_skb_load_bytes(skb, offset + taken, &connection->status[i], 1))
+			return 0;
+		taken++;
 	}
-	if (filled < STATUS_BYTES) {
-		/* A status line that comes in pieces. */
-		u32 taken = 0;
+	return filled + taken;
+}
 
-		for (u32 i = 0; i < STATUS_BYTES; i++) {
-			if (i < filled || taken >= left)
-				continue;
-			if (bpf_skb_load_bytes(skb, offset + taken, &connection->status[i], 1))
-				return 0;
-			taken++;
-		}
-		filled += taken;
-	}
-	if (connection->role == MESH_ROLE_SERVER && !connection->tls &&
-		connection->status[0] == TLS_HANDSHAKE && connection->status[1] == 3) {
-		/* The request that came as the socket was made was a handshake. */
-		connection->tls = 1;
-		connection->protocol = MESH_PROTOCOL_TLS;
-		__sync_lock_test_and_set(&connection->request_start_ns, 0);
-		return 0;
-	}
-	if (!is_status_line(connection->status, filled)) {
-		connection->status_len = 0;
-		if (!connection->interim)
-			end_request(connection, tcp, MESH_OUTCOME_OK, 0, connection->response_ns);
-		return 0;
-	}
-	connection->status_len = filled;
-	if (filled < STATUS_BYTES)
-		return 0;
+/*
+ * Reads new response bytes from `offset`. Returns how many an interim response took, with more of
+ * the segment to read behind it; 0 when the segment says no more.
+ */
+static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connection *connection,
+	struct tcp_sock *tcp, u32 offset, u32 left, bool egress)
+{
+	u32 filled = STATUS_BYTES, status = 0;
+	bool line;
 
-	connection->status_len = 0;
-	status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
-		 (connection->status[11] - '0');
-	if (status / 100 == 1 && status != 101) {
-		connection->interim_window = 0;
+	if (unlikely(connection->interim == INTERIM_HEADER))
 		return end_interim(skb, connection, offset, left);
+	if (likely(!connection->status_len))
+		connection->response_ns = packet_time(tcp, egress);
+	if (unlikely(connection->status_len || left < STATUS_BYTES)) {
+		filled = gather_status(skb, connection, offset, left);
+		if (!filled)
+			return 0;
+	} else if (bpf_skb_load_bytes(skb, offset, connection->status, STATUS_BYTES)) {
+		return 0;
 	}
-	connection->protocol = MESH_PROTOCOL_HTTP;
-	end_request(connection, tcp, MESH_OUTCOME_OK, status, connection->response_ns);
-	if (status == 101) {
+	line = filled < STATUS_BYTES ? may_be_status_line(connection, filled)
+				     : is_status_line(connection);
+	connection->status_len = line && filled < STATUS_BYTES ? filled : 0;
+	if (unlikely(connection->status_len))
+		return 0;
+	if (likely(line)) {
+		status = (connection->status[9] - '0') * 100 + (connection->status[10] - '0') * 10 +
+			 (connection->status[11] - '0');
+		if (unlikely(status / 100 == 1 && status != 101)) {
+			connection->interim_window = 0;
+			return end_interim(skb, connection, offset, left);
+		}
+		connection->protocol = MESH_PROTOCOL_HTTP;
+	} else {
+		if (connection->role == MESH_ROLE_SERVER && !connection->tls &&
+			connection->status[0] == TLS_HANDSHAKE && connection->status[1] == 3) {
+			/* The request that came as the socket was made was a handshake. */
+			connection->tls = 1;
+			connection->protocol = MESH_PROTOCOL_TLS;
+			__sync_lock_test_and_set(&connection->request_start_ns, 0);
+			return 0;
+		}
+		if (connection->interim)
+			return 0;
+	}
+	answer_request(connection, tcp, status);
+	if (unlikely(status == 101)) {
 		/* Another protocol from here on (RFC 9110, 7.8). */
 		connection->protocol = MESH_PROTOCOL_TCP;
 		connection->http = 0;
@@ -459,27 +500,23 @@ static __noinline u32 on_response(struct __sk_buff *skb, struct mesh_connection 
 
 /* New bytes only: steps over what was seen before; false when nothing is left or there is a hole.
  */
-static __always_inline bool take_new_bytes(
-	struct mesh_connection *connection, struct bpf_sock *sk, struct packet *packet, bool egress)
+static __always_inline bool take_new_bytes(struct mesh_connection *connection, struct tcp_sock *tcp,
+	struct packet *packet, bool egress)
 {
 	u32 end = packet->sequence + packet->payload, next, seen;
 
 	if (egress) {
 		/* New data leaves in order, so a gap is a packet that was not seen here. */
 		next = connection->out_next;
-		if (after(packet->sequence, next))
+		if (unlikely(after(packet->sequence, next)))
 			next = packet->sequence;
 	} else {
 		next = connection->in_next;
-		if (packet->sequence != next) {
-			/* A hole that was filled since, with bytes that never came as new ones. */
-			struct bpf_tcp_sock *tcp = bpf_tcp_sock(sk);
-
-			if (tcp && after(tcp->rcv_nxt, next))
-				next = tcp->rcv_nxt;
-		}
+		/* A hole that was filled since, with bytes that never came as new ones. */
+		if (unlikely(packet->sequence != next) && after(tcp->rcv_nxt, next))
+			next = tcp->rcv_nxt;
 	}
-	if (!after(end, next) || after(packet->sequence, next))
+	if (unlikely(!after(end, next) || after(packet->sequence, next)))
 		return false;
 	if (egress)
 		connection->out_next = end;
@@ -493,26 +530,23 @@ static __always_inline bool take_new_bytes(
 }
 
 static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connection *connection,
-	struct bpf_sock *sk, struct packet *packet, bool egress)
+	struct tcp_sock *tcp, struct packet *packet, bool egress)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-
-	if (!tcp)
-		return;
 	if (egress == (connection->role == MESH_ROLE_CLIENT)) {
-		on_request(skb, connection, sk, packet);
+		on_request(skb, connection, tcp, packet, egress);
 	} else {
 		u32 offset = packet->payload_offset, left = packet->payload;
 
 		/* The first request came on another CPU while the socket was being made. */
-		if (!connection->began && connection->role == MESH_ROLE_SERVER &&
+		if (unlikely(!connection->began) && connection->role == MESH_ROLE_SERVER &&
 			!connection->adopted && after(tcp->rcv_nxt, connection->in_next)) {
 			connection->began = 1;
 			connection->request_start_ns = connection->opened_ns;
 		}
 		/* An interim response or two may come in one segment with the final one. */
+#pragma clang loop unroll(disable)
 		for (int i = 0; i < 4 && connection->request_start_ns; i++) {
-			u32 taken = on_response(skb, connection, tcp, offset, left);
+			u32 taken = on_response(skb, connection, tcp, offset, left, egress);
 
 			if (!taken || taken >= left)
 				break;
@@ -521,20 +555,21 @@ static __always_inline void on_data(struct __sk_buff *skb, struct mesh_connectio
 		}
 	}
 	/* A long body, or a stream without requests: the byte counts move on all the same. */
-	if (tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
-		tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP)
+	if (unlikely(
+		    tcp->bytes_received - connection->received_reported >= BYTES_STEP ||
+		    tcp->bytes_sent - tcp->bytes_retrans - connection->sent_reported >= BYTES_STEP))
 		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
 }
 
 /* FIN and RST, after the payload that came with them. */
-static __always_inline void on_end(struct mesh_connection *connection, struct bpf_sock *sk,
+static __noinline int on_end(struct mesh_connection *connection, struct tcp_sock *tcp,
 	const struct packet *packet, bool egress)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-	bool response = egress != (connection->role == MESH_ROLE_CLIENT);
+	bool response;
 
-	if (!tcp)
-		return;
+	if (!connection || !tcp || !packet)
+		return 0;
+	response = egress != (connection->role == MESH_ROLE_CLIENT);
 	/* A client's FIN may be only half a close, so here it is noted and not yet decided on. */
 	if (!response && (connection->role == MESH_ROLE_SERVER || (packet->flags & TCP_RST) ||
 				 connection->adopted))
@@ -554,48 +589,49 @@ static __always_inline void on_end(struct mesh_connection *connection, struct bp
 	/* After the samples above: TCP has yet to take it. */
 	if (!egress && (packet->flags & TCP_FIN))
 		connection->fin_received = 1;
+	return 0;
 }
 
 static __always_inline int on_packet(struct __sk_buff *skb, bool egress)
 {
 	struct mesh_connection *connection;
 	struct bpf_sock *sk = skb->sk;
+	struct tcp_sock *tcp;
 	struct packet packet;
 
-	if (!sk)
-		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->protocol != IPPROTO_TCP || !parse_packet(skb, &packet))
+	/* Most packets are bare ACKs: they cost no call of a helper. */
+	if (!sk || !parse_packet(skb, &packet))
 		return 1;
 	if (!packet.payload && !(packet.flags & (TCP_SYN | TCP_FIN | TCP_RST)))
 		return 1;
-	if (sk->state == BPF_TCP_LISTEN) {
+	/* Null unless it is a full socket, and TCP's. */
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return 1;
+	if (unlikely(state_of(tcp) == BPF_TCP_LISTEN)) {
 		if (!egress && (packet.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
-			receive_stamp(skb, sk, &packet);
+			receive_stamp(skb, tcp, &packet);
 		return 1;
 	}
-	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	if (packet.flags & TCP_SYN) {
-		if (egress && packet.payload && connection &&
-			connection->role == MESH_ROLE_CLIENT && !connection->out_next) {
-			/* Fast Open: the request is in the SYN, whose own number comes before it.
-			 */
-			packet.sequence++;
-			connection->out_next = packet.sequence + packet.payload;
-			on_request(skb, connection, sk, &packet);
-		}
-		return 1;
+	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
+	if (unlikely(packet.flags & TCP_SYN)) {
+		if (!egress || !packet.payload || !connection ||
+			connection->role != MESH_ROLE_CLIENT || connection->out_next)
+			return 1;
+		/* Fast Open: the request is in the SYN, whose own number comes before it. */
+		packet.sequence++;
+		connection->out_next = packet.sequence;
 	}
-	if (!connection)
-		connection = adopt(skb, sk);
+	if (unlikely(!connection))
+		connection = adopt(skb, tcp);
 	if (!connection || connection->role == MESH_ROLE_IGNORED)
 		return 1;
 	if (packet.payload) {
-		if (take_new_bytes(connection, sk, &packet, egress))
-			on_data(skb, connection, sk, &packet, egress);
+		if (take_new_bytes(connection, tcp, &packet, egress))
+			on_data(skb, connection, tcp, &packet, egress);
 	}
-	if (packet.flags & (TCP_FIN | TCP_RST))
-		on_end(connection, sk, &packet, egress);
+	if (unlikely(packet.flags & (TCP_FIN | TCP_RST)))
+		on_end(connection, tcp, &packet, egress);
 	return 1;
 }
 

@@ -134,7 +134,7 @@ static __always_inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct mesh_connection *connection;
-	struct mesh_tuple tuple;
+	struct stamp_key key = {};
 	struct mesh_trace_id *trace_id;
 	u32 header, length;
 
@@ -154,19 +154,21 @@ static __always_inline void on_accepted(struct bpf_sock_ops *ctx, struct bpf_soc
 	}
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 
-	read_tuple(&tuple, sock_of(tcp));
+	read_tuple(&key.tuple, sock_of(tcp));
 	connection->role = MESH_ROLE_SERVER;
 	connection->phase = PHASE_ESTABLISHED;
-	connection->service = find_service(tuple.local_address, tuple.local_port, MESH_ROLE_SERVER);
+	connection->service =
+		find_service(key.tuple.local_address, key.tuple.local_port, MESH_ROLE_SERVER);
 	connection->generation = control.generation;
 	connection->workload = workload_of(tcp);
 	connection->opened_ns = bpf_ktime_get_ns();
 	connection->in_next = tcp->rcv_nxt;
 	connection->out_next = tcp->snd_nxt;
-	trace_id = bpf_map_lookup_elem(&stamps, &tuple);
+	key.sequence = tcp->rcv_nxt - 1;
+	trace_id = bpf_map_lookup_elem(&stamps, &key);
 	if (trace_id) {
 		copy16(connection->trace_id, trace_id->bytes);
-		bpf_map_delete_elem(&stamps, &tuple);
+		bpf_map_delete_elem(&stamps, &key);
 		count(MESH_COUNTER_STAMP_RECEIVED_OK);
 	}
 	note(connection, tcp, MESH_EVENT_ACCEPT, MESH_OUTCOME_OK);

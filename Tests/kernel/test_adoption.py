@@ -98,6 +98,8 @@ def test_the_ends_of_adopted_requests(start_agent, world):
                 until_closed(sock)
                 sock.close()
     agent.expect(lambda: agent.codes("web"), {"200": 3, "reset": 1, "aborted": 2})
+    # As on connections that the agent saw made: whose own process resets it has it aborted.
+    agent.expect(lambda: agent.codes("web", "server"), {"200": 3, "aborted": 3})
     agent.expect(lambda: agent.metrics().value("mesh_connections_active", service="web"), 0)
 
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from meshtest.capture import Capture
-from meshtest.host import Cgroup, run
+from meshtest.capture import SYN, Capture, frame, send_frame
+from meshtest.host import Cgroup, mac_of, run
 from meshtest.policies import service
 from meshtest.traffic import exchange, receive, response
 
@@ -112,6 +112,49 @@ def test_a_retransmitted_syn_has_the_same_stamp(start_agent, world, route):
     )
     # A connection is stamped once, however often its SYN is sent.
     assert stamps(agent)["sent_ok"] == 1
+
+
+@pytest.mark.parametrize("route", ["veth4", "veth6"])
+def test_an_old_syn_of_the_same_ports_changes_nothing(start_agent, world, route):
+    """It comes, with a stamp of its own, while the SYN-ACK is on its way."""
+    agent = start_agent(plain())
+    listener = world.listen(route, 9001)
+    neighbour = "neigh replace {} lladdr {} dev veth0 nud permanent"
+    near = "10.77.0.1" if route == "veth4" else "fd77::1"
+    # What the server sends is seen at the near end, and for nobody there.
+    world.far.batch(neighbour.format(near, "02:00:00:00:00:66"))
+    with Capture(world.near, port=9001) as capture:
+        client, to = world.client(route)
+        client.setblocking(False)
+        client.connect_ex((to, 9001))
+        syn = capture.syns()[0]
+        answer = capture.wait(lambda s: s.arriving and s.flags & SYN)[0]
+        old = bytearray(syn.raw)
+        struct.pack_into("!I", old, 4, (syn.sequence - 100_000) % 2**32)
+        stamp = old.index(bytes([254, 20]) + b"MA")
+        old[stamp + 4 : stamp + 20] = bytes.fromhex(TRACE)
+        send_frame(world.near, frame(syn, old, mac_of("10.77.0.2")))
+        capture.wait(lambda s: s.is_syn and s.stamp == TRACE)
+        world.far.batch(neighbour.format(near, mac_of("10.77.0.1")))
+        send_frame(world.far, frame(answer, answer.raw, mac_of("10.77.0.1")))
+        client.settimeout(10)
+        server = world.keep(listener.accept()[0])
+        assert len([s for s in capture.segments if s.is_syn]) == 2
+    exchange(client, server)
+    assert syn.stamp == shown(agent, "client", port_of(client)) == shown(agent, "server", port_of(client))
+    assert stamps(agent)["received_ok"] == 1
+
+
+@pytest.mark.parametrize("route", ["veth4", "veth6"])
+def test_syn_cookies(start_agent, world, route):
+    """The listener keeps nothing of the SYN but what is in the cookie."""
+    world.far.sysctl("net.ipv4.tcp_syncookies", 2)
+    agent = start_agent(plain())
+    for _ in range(3):
+        client, server = world.pair(route, 9001)
+        trace = shown(agent, "client", port_of(client))
+        assert trace and shown(agent, "server", port_of(client)) == trace
+    assert stamps(agent)["received_ok"] == 3
 
 
 def test_the_listener_may_be_older_than_the_agent(start_agent, world):

@@ -128,6 +128,28 @@ def parse_segment(frame, arriving=True):
     )
 
 
+def frame(segment, raw, to, sender="02:00:00:00:00:01"):
+    """An Ethernet frame with the addresses of a captured segment, and `raw` as its TCP header and payload."""
+    raw = bytearray(raw)
+    raw[16:18] = b"\0\0"
+    raw[16:18] = struct.pack("!H", 0xFFFF - _ones_complement_sum(segment.pseudo + raw))
+    family = socket.AF_INET6 if ":" in segment.source else socket.AF_INET
+    addresses = socket.inet_pton(family, segment.source) + socket.inet_pton(family, segment.destination)
+    if family == socket.AF_INET6:
+        kind, ip = b"\x86\xdd", struct.pack("!IHBB", 6 << 28, len(raw), socket.IPPROTO_TCP, 64) + addresses
+    else:
+        ip = struct.pack("!BBHIBBH", 0x45, 0, 20 + len(raw), 0, 64, socket.IPPROTO_TCP, 0) + addresses
+        kind, ip = b"\x08\0", ip[:10] + struct.pack("!H", 0xFFFF - _ones_complement_sum(ip)) + ip[12:]
+    return bytes.fromhex((to + sender).replace(":", "")) + kind + ip + raw
+
+
+def send_frame(netns, frame, device="veth0"):
+    """Puts an Ethernet frame on a device, as if the host behind it had sent it."""
+    with netns.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((device, 0))
+        sock.send(frame)
+
+
 class Capture:
     """Records the TCP segments that pass a device, from `with` on; before any tc filter at ingress,
     after all of them at egress."""
