@@ -60,7 +60,7 @@ public struct RingBuffer: ~Copyable {
     /// - Returns: How many records there were; less than `limit` means that there are no more now, unless
     ///   `body` ended it.
     @discardableResult
-    public mutating func consume(limit: Int = .max, while body: (UnsafeRawBufferPointer) -> Bool) -> Int {
+    public mutating func consumeWhile(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
         let data = UnsafeRawPointer(producer) + page
         let mask = UInt64(size - 1)
         var produced = mesh_load_acquire_u64(producer)
@@ -92,10 +92,10 @@ public struct RingBuffer: ~Copyable {
         return count
     }
 
-    /// Hands out the records that wait, as above, to a body that takes them all.
+    /// Hands out the records that wait, oldest first, to a body that takes them all.
     @discardableResult
     public mutating func consume(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
-        consume(limit: limit) { record in
+        consumeWhile(limit: limit) { record in
             body(record)
             return true
         }

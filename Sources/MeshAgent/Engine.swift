@@ -245,7 +245,7 @@ final class Engine {
     /// For as many records as it takes, this is the one access to the intake: the check that no two overlap
     /// costs as much as counting a record.
     private static func take(from kernel: KernelSide, limit: Int, into intake: inout Intake) -> Int {
-        kernel.consume(limit: limit) { record in intake.take(record) }
+        kernel.consumeWhile(limit: limit) { record in intake.take(record) }
     }
 
     /// Does what a record left to do, if one did.

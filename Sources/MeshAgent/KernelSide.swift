@@ -291,8 +291,8 @@ final class KernelSide {
     var pendingBytes: Int { ring.pendingBytes }
 
     /// Hands over records, oldest first.
-    func consume(limit: Int, while body: (UnsafeRawBufferPointer) -> Bool) -> Int {
-        ring.consume(limit: limit, while: body)
+    func consumeWhile(limit: Int, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
+        ring.consumeWhile(limit: limit, body)
     }
 
     // MARK: - What programs read

@@ -340,8 +340,10 @@ struct SeriesAllocationTests {
                 table.record(sample, workload: UInt32(number % 50), wallTime: 0)
                 connections.record(sample, workload: UInt32(number % 50))
                 latencies.record(duration: sample.duration, error: false, at: sample.time)
+                var good = sample
+                good.flags = []
+                if quiet.recordQuietly(good) { quietly += 1 }
                 if let outcome = sample.breakerOutcome(breaker.policy) {
-                    if quiet.recordQuietly(sample) { quietly += 1 }
                     transitions += breaker.record(outcome, at: sample.time, mayOpen: true).count
                 }
             }

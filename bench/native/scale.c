@@ -17,7 +17,6 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +24,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -265,7 +265,6 @@ int main(int argc, char **argv)
 	files.rlim_cur = files.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &files);
 	room = (unsigned)(files.rlim_cur - SPARE) / 2;
-	signal(SIGCHLD, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	start_listening();
 
@@ -289,5 +288,10 @@ int main(int argc, char **argv)
 		       "\"cpu_seconds\": %.9f}\n",
 			count, requests, seconds(CLOCK_MONOTONIC) - wall, cpu);
 	}
+	/* The workers end with their channels; closing so many sockets takes them a while. */
+	for (unsigned i = 0; i < worker_count; i++)
+		close(workers[i].channel);
+	while (wait(NULL) > 0)
+		;
 	return 0;
 }

@@ -14,7 +14,7 @@ from bench.figures import median, ratios
 from bench.kernel import available_bytes, slab_bytes
 from bench.stage import memory_kb
 
-SERVICES, ROUNDS, REQUESTS, WARM = 1_000, 9, 12_000, 12_000
+SERVICES, ROUNDS, REQUESTS, WARM = 1_000, 7, 12_000, 12_000
 SIZES = [1_000, 10_000, 100_000, 500_000]
 # Two crowds, two sockets a connection, with their files and inodes; measured at about 4 KB a socket.
 CONNECTION_BYTES = 2 * 2 * 5_000
