@@ -53,8 +53,6 @@ struct scheduling {
 	uint64_t runtime, deadline, period;
 };
 
-static pid_t lent_to;
-
 static int schedule(pid_t thread, struct scheduling wanted)
 {
 	wanted.size = sizeof(wanted);
@@ -62,15 +60,16 @@ static int schedule(pid_t thread, struct scheduling wanted)
 	return syscall(SYS_sched_setattr, thread, &wanted, 0) == 0 ? 0 : errno;
 }
 
-/* SIGXCPU: the thread has run at real-time priority for as long as it may without a pause. */
+/* SIGXCPU, which comes to the thread that is the cause: it has run at real-time priority for as
+ * long as it may without a pause. */
 static void take_back(int signal)
 {
 	struct scheduling wanted = {.policy = SCHED_OTHER, .runtime = 100000};
 	int error = errno;
 
 	(void)signal;
-	wanted.nice = getpriority(PRIO_PROCESS, (id_t)lent_to);
-	schedule(lent_to, wanted);
+	wanted.nice = getpriority(PRIO_PROCESS, 0);
+	schedule(0, wanted);
 	errno = error;
 }
 
@@ -92,7 +91,6 @@ int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
 	if (real_time == 0)
 		return result;
 	/* The bound first, the priority after it. */
-	lent_to = (pid_t)syscall(SYS_gettid);
 	sigemptyset(&action.sa_mask);
 	if (getrlimit(RLIMIT_RTTIME, &limit) != 0 || sigaction(SIGXCPU, &action, NULL) != 0)
 		return errno;

@@ -116,18 +116,26 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
             // Its requests have no bodies; that bounds what many hostile clients can make it hold.
             HTTPService(
                 listener: metrics, router: metricsRouter(shared), limits: HTTPLimits(body: 0),
-                maxConnections: 1024),
+                maxConnections: 1024)
+        ],
+        report: { log.write(.warning, $0) })
+    // A thread of its own: overrides do not wait for whoever scrapes.
+    let commands = try HTTPServer(
+        services: [
             HTTPService(
                 listener: control, router: controlRouter(shared, log: log), maxConnections: 256,
                 errorResponse: { status, text in
                     .json(["error": .string(text), "suggestion": nil], status: status)
-                }),
+                })
         ],
-        report: { log.write(.warning, $0) })
+        isFavoured: true, report: { log.write(.warning, $0) })
     let engine = try Engine(
         options: options, configuration: configuration, kernel: kernel, links: LinkMonitor(),
         signals: signals,
         shared: shared, log: log)
-    defer { server.stop() }
+    defer {
+        server.stop()
+        commands.stop()
+    }
     try engine.run()
 }

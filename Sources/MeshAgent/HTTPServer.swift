@@ -133,11 +133,13 @@ public final class HTTPServer: Sendable {
     ///   - streamLimit: Bytes that may wait to be sent on one stream before its client is dropped.
     ///   - outputLimit: Bytes that may wait to be sent on all connections together; past it, the slowest
     ///     readers are cut off.
+    ///   - isFavoured: Whether its thread runs before others (`Thread.favour`); for clients that may be trusted.
     ///   - report: Told on the server's thread, in a sentence, of trouble that no client can be told of.
     /// - Throws: what making an epoll instance, an eventfd or a thread says.
     public init(
         services: [HTTPService], timeouts: HTTPTimeouts = HTTPTimeouts(), streamLimit: Int = 1 << 20,
-        outputLimit: Int = 64 << 20, report: @escaping @Sendable (String) -> Void = { _ in }
+        outputLimit: Int = 64 << 20, isFavoured: Bool = false,
+        report: @escaping @Sendable (String) -> Void = { _ in }
     ) throws(SystemError) {
         let mailbox = try HTTPMailbox(streamLimit: streamLimit)
         let engine = try HTTPServerEngine(
@@ -146,8 +148,7 @@ public final class HTTPServer: Sendable {
         self.mailbox = mailbox
         thread = Mutex(
             try MeshSystem.Thread.spawn(name: "http") {
-                // An override is on its way through here. Not at real-time priority: clients are.
-                _ = MeshSystem.Thread.favour(realTime: false)
+                if isFavoured { _ = MeshSystem.Thread.favour(realTime: true) }
                 engine.run()
             })
     }

@@ -141,7 +141,8 @@ public struct Log: Sendable {
     }
 
     private func write(
-        _ now: MeshSystem.WallTime, _ level: LogLevel, _ message: String, _ fields: [(key: String, value: JSONValue)]
+        _ now: MeshSystem.WallTime, _ level: LogLevel, _ message: String,
+        _ fields: [(key: String, value: JSONValue)]
     ) {
         guard level >= self.level else { return }
         let time = RFC3339.format(seconds: now.seconds, nanoseconds: now.nanoseconds)

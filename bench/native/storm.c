@@ -97,6 +97,7 @@ int main(int count, char **words)
 	unsigned processes = number_of(count, words, "--processes", 2);
 	struct share all = {.began = UINT64_MAX};
 	pthread_barrierattr_t shared;
+	pid_t children[MOST];
 
 	hold_ms = number_of(count, words, "--hold-ms", 1000);
 	state = mmap(
@@ -112,7 +113,8 @@ int main(int count, char **words)
 		share->first = services / processes * number;
 		share->count = services / processes;
 		share->port = SERVICE_PORT + number;
-		if (fork() == 0) {
+		children[number] = fork();
+		if (children[number] == 0) {
 			run(share);
 			_exit(0);
 		}
@@ -120,10 +122,11 @@ int main(int count, char **words)
 	for (unsigned number = 0; number < processes; number++) {
 		int status;
 
-		if (wait(&status) < 0 || status) {
-			fprintf(stderr, "a process failed\n");
-			kill(0, SIGTERM);
-		}
+		if (wait(&status) > 0 && status == 0)
+			continue;
+		for (unsigned other = 0; other < processes; other++)
+			kill(children[other], SIGKILL);
+		return 1;
 	}
 	for (unsigned number = 0; number < processes; number++) {
 		struct share *share = &state->shares[number];

@@ -8,7 +8,8 @@ write of the breaker); the counts are the traffic's own. The services fail twice
 memory is compared between the two storms."""
 
 import re
-import time
+
+from meshtest.host import poll
 
 from bench.stage import memory_kb
 
@@ -19,7 +20,7 @@ REACTION = "mesh_breaker_reaction_seconds"
 
 def services():
     breaker = {
-        "mode": "enforce", "consecutiveFailures": 5, "openFor": "6s",
+        "mode": "enforce", "consecutiveFailures": 5, "openFor": "10s",
         "probe": {"ratio": 1, "interval": "10ms", "successes": 1, "ramp": "0s"},
     }  # fmt: skip
     return [
@@ -73,13 +74,11 @@ def run(stage, report):
     with stage.agent(world, {"services": services(), "breakers": {"maxOpenShare": 1.0, "lease": "30s"}}) as agent:
         memory = [memory_kb(agent.process.pid)["VmRSS"] / 1024]
         for _ in range(STORMS):
-            began = time.monotonic()
             sent.append(stage.measure(world, stage.program("storm"), "--services", SERVICES, "--hold-ms", 1000))
-            opened = agent.status()["breakers"]
-            # Open until their deadline; then the first good request of the next storm is the probe.
-            assert opened["open"] == SERVICES, opened
+            assert agent.status()["breakers"]["open"] == SERVICES
             memory.append(memory_kb(agent.process.pid)["VmRSS"] / 1024)
-            time.sleep(max(0, began + 10 - time.monotonic()))
+            # Then the first good request of the next storm is the probe.
+            poll(lambda: agent.status()["breakers"]["half_open"] == SERVICES, 30, 0.25, "all are half-open")
         page = Page(agent.page(encoding="gzip")[1])
 
     decisions = page.reaction()

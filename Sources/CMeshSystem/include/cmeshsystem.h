@@ -77,8 +77,8 @@ int mesh_unshare_network(void);
 int mesh_set_thread_name(const char *name);
 /* Gives the calling thread a slice in nanoseconds (Linux 6.12; older ones ignore it) and a nice
  * value, if it is lower than what it has; and, if `real_time` is not 0, the lowest real-time
- * priority, until it has run for so many microseconds without a pause (RLIMIT_RTTIME, SIGXCPU). One
- * thread of a process may have that. Threads that it starts get none of it. Returns the errno value
+ * priority, until it has run for so many microseconds without a pause (RLIMIT_RTTIME, SIGXCPU).
+ * Threads that it starts get none of it. Returns the errno value
  * of what could not be had. */
 int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
