@@ -125,10 +125,15 @@ static __always_inline int emit_inline(
 {
 	u64 wake;
 
-	/* A quarter full: wake the reader whatever the sample says. One in 16 asks, by its time. */
-	wake = urgent(connection, end) || (unlikely(!(end->time_ns & 0x3c0)) &&
-						  bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
-							  MESH_RING_BYTES / 4)
+	/*
+	 * While urgent samples keep coming, the reader looks by itself every now and then, and is
+	 * not woken for each. A quarter full: it is, whatever the sample says. One in 16 asks, by
+	 * its time.
+	 */
+	wake = (urgent(connection, end) && end->time_ns >= control.next_look_ns) ||
+			       (unlikely(!(end->time_ns & 0x3c0)) &&
+				       bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
+					       MESH_RING_BYTES / 4)
 		       ? BPF_RB_FORCE_WAKEUP
 		       : BPF_RB_NO_WAKEUP;
 	if (unlikely(control.flows_wanted && tcp)) {

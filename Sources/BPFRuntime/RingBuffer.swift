@@ -17,6 +17,8 @@ public struct RingBuffer: ~Copyable {
     private let producer: UnsafeMutableRawPointer
     /// How far we have read; the kernel learns of it now and then.
     private var position: UInt64
+    /// How far `peek` has looked.
+    private var peeked: UInt64
 
     /// Maps a ring buffer into memory. None of its records may be longer than a page with its header.
     public init(_ map: borrowing BPFMap) throws(SystemError) {
@@ -34,6 +36,7 @@ public struct RingBuffer: ~Copyable {
             throw error
         }
         position = mesh_load_acquire_u64(consumer)
+        peeked = position
         size = map.maxEntries
         self.page = page
         self.file = file
@@ -61,8 +64,6 @@ public struct RingBuffer: ~Copyable {
     ///   `body` ended it.
     @discardableResult
     public mutating func consumeWhile(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
-        let data = UnsafeRawPointer(producer) + page
-        let mask = UInt64(size - 1)
         var produced = mesh_load_acquire_u64(producer)
         var published = position
         var count = 0
@@ -72,16 +73,12 @@ public struct RingBuffer: ~Copyable {
                 produced = mesh_load_acquire_u64(producer)
                 if position >= produced { break }
             }
-            let header = data + Int(position & mask)
-            let length = mesh_load_acquire_u32(header)
-            // A program is still writing this record; it says so when it is done.
-            if length & BPF_RINGBUF_BUSY_BIT != 0 { break }
-            let payload = Int(length & ~BPF_RINGBUF_DISCARD_BIT)
-            if length & BPF_RINGBUF_DISCARD_BIT == 0 {
-                goesOn = body(UnsafeRawBufferPointer(start: header + Self.headerSize, count: payload))
+            guard let found = record(at: position) else { break }
+            if let payload = found.payload {
+                goesOn = body(payload)
                 count += 1
             }
-            position += UInt64((payload + Self.headerSize + 7) & ~7)
+            position = found.next
             // Giving room back for each record would pass a cache line to and fro with the writers.
             if position - published >= Self.publishEvery {
                 mesh_store_release_u64(consumer, position)
@@ -99,6 +96,38 @@ public struct RingBuffer: ~Copyable {
             body(record)
             return true
         }
+    }
+
+    /// Shows the records that wait and were not shown before, oldest first, each valid only during the call
+    /// of `body`; they are handed out later all the same. What comes meanwhile waits for the next call.
+    /// - Parameter body: Looks at a record; false makes it the last one for now.
+    /// - Returns: How many records there were.
+    @discardableResult
+    public mutating func peekWhile(_ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
+        let produced = mesh_load_acquire_u64(producer)
+        peeked = max(peeked, position)
+        var count = 0
+        var goesOn = true
+        while goesOn && peeked < produced, let found = record(at: peeked) {
+            if let payload = found.payload {
+                goesOn = body(payload)
+                count += 1
+            }
+            peeked = found.next
+        }
+        return count
+    }
+
+    /// The record at a position, without a payload if it was discarded, and where the next one is; nil while
+    /// a program is still writing it.
+    private func record(at position: UInt64) -> (payload: UnsafeRawBufferPointer?, next: UInt64)? {
+        let header = UnsafeRawPointer(producer) + page + Int(position & UInt64(size - 1))
+        let length = mesh_load_acquire_u32(header)
+        if length & BPF_RINGBUF_BUSY_BIT != 0 { return nil }
+        let count = Int(length & ~BPF_RINGBUF_DISCARD_BIT)
+        let next = position + UInt64((count + Self.headerSize + 7) & ~7)
+        guard length & BPF_RINGBUF_DISCARD_BIT == 0 else { return (nil, next) }
+        return (UnsafeRawBufferPointer(start: header + Self.headerSize, count: count), next)
     }
 
     private static let headerSize = Int(BPF_RINGBUF_HDR_SZ)

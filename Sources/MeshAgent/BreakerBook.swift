@@ -10,7 +10,15 @@ struct BreakerBook {
         let service: UInt32
         var breaker: Breaker
         /// What the kernel's map holds; nil before the first write.
-        var written: BreakerKernelWord?
+        var written: BreakerKernelWord? {
+            didSet {
+                writtenAtEase = written?.isAtEase == true
+                writtenAlert = written?.alert == true
+            }
+        }
+        /// Of `written`, for what is asked with each sample.
+        private(set) var writtenAtEase = false
+        private(set) var writtenAlert = false
         /// Attempts that were simply admitted. The kernel counts the other decisions itself.
         var admittedConnects: UInt64 = 0
         var admittedRequests: UInt64 = 0
@@ -68,39 +76,67 @@ struct BreakerBook {
         return changes
     }
 
-    /// Feeds a sample to its service's breaker.
-    /// - Returns: The slot, and its transitions, oldest first; nil if the service has no breaker.
-    mutating func record(_ sample: Sample) -> (slot: Int, transitions: [BreakerTransition])? {
-        guard sample.role == .client, sample.kind == .request || sample.kind == .connect,
-            let index = slot(of: sample.service)
-        else { return nil }
-        if sample.flags.isDisjoint(with: [.probe, .wouldReject]) {
-            if sample.kind == .connect {
-                slots[index].admittedConnects += 1
-            } else {
-                slots[index].admittedRequests += 1
+    /// What a sample did to a breaker.
+    struct Change {
+        /// Oldest first; almost always none.
+        let transitions: [BreakerTransition]
+        /// There is nothing to write to the kernel or to tell of.
+        let isSettled: Bool
+        /// The kernel wakes the reader for such a sample: a failure, a slow call, or any while the breaker is
+        /// on the alert.
+        let isUrgent: Bool
+    }
+
+    /// Feeds a client's sample to the breaker of a slot.
+    mutating func record(_ sample: Sample, slot index: Int) -> Change {
+        let mayOpen = share.mayOpen
+        // Reached through a pointer, because Swift would copy so large a value, and write it back.
+        let (change, holds, deadline) = slots.withUnsafeMutableBufferPointer { slots in
+            let slot = slots.baseAddress! + index
+            let held = slot.pointee.breaker.holdsOpen
+            if (sample.kind == .request || sample.kind == .connect)
+                && sample.flags.isDisjoint(with: [.probe, .wouldReject])
+            {
+                if sample.kind == .connect {
+                    slot.pointee.admittedConnects += 1
+                } else {
+                    slot.pointee.admittedRequests += 1
+                }
             }
+            guard let outcome = sample.breakerOutcome(slot.pointee.breaker.policy) else {
+                return (Change(transitions: [], isSettled: true, isUrgent: false), (held, held), UInt64.max)
+            }
+            let transitions = slot.pointee.breaker.record(outcome, at: sample.time, mayOpen: mayOpen)
+            let alert = slot.pointee.breaker.alert
+            let isSettled =
+                transitions.isEmpty && slot.pointee.breaker.isAtEase && slot.pointee.writtenAtEase
+                && slot.pointee.writtenAlert == alert
+            return (
+                Change(
+                    transitions: transitions, isSettled: isSettled,
+                    isUrgent: outcome.failure || outcome.slow || alert),
+                (held, slot.pointee.breaker.holdsOpen), slot.pointee.breaker.nextDeadline ?? .max
+            )
         }
-        guard let outcome = sample.breakerOutcome(slots[index].breaker.policy) else { return nil }
-        let before = slots[index].breaker.holdsOpen
-        let transitions = slots[index].breaker.record(outcome, at: sample.time, mayOpen: share.mayOpen)
-        afterChange(of: index, heldOpen: before)
-        return (index, transitions)
+        share.update(from: holds.0, to: holds.1)
+        nextDeadline = min(nextDeadline, deadline)
+        return change
     }
 
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
     mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
-        // Reached through a pointer, because Swift would copy so large a value, and write it back.
         slots.withUnsafeMutableBufferPointer { slots in
             guard slots[slot].breaker.recordQuietly(sample) else { return false }
-            if sample.role == .client { slots[slot].admittedRequests += 1 }
+            slots[slot].admittedRequests += 1
             return true
         }
     }
 
-    /// Whether a service's breaker takes a sample for a failure.
-    func isFailure(_ sample: Sample, slot: Int) -> Bool {
-        sample.isFailure(slots[slot].breaker.policy.failureStatuses)
+    /// Whether a sample is a failure: to its service's breaker if there is one, else by its status, 5xx.
+    func isFailure(_ sample: Sample) -> Bool {
+        if sample.outcome == .ok && sample.status == 0 { return false }
+        guard let slot = slot(of: sample.service) else { return sample.isFailure(.serverErrors) }
+        return slots.withUnsafeBufferPointer { sample.isFailure($0[slot].breaker.policy.failureStatuses) }
     }
 
     /// Makes the moves whose time has come.
@@ -139,13 +175,6 @@ struct BreakerBook {
         let transitions = slots[index].breaker.endOverride(at: now)
         afterChange(of: index, heldOpen: before)
         return transitions
-    }
-
-    /// Whether there is nothing to write to the kernel or to tell of a slot; may say no where there is
-    /// nothing. It is asked for each sample, and answers at once for a breaker that is closed and at ease.
-    func isSettled(_ index: Int) -> Bool {
-        slots[index].breaker.isAtEase && slots[index].written?.isAtEase == true
-            && slots[index].written?.alert == slots[index].breaker.alert
     }
 
     /// What has to be written to the kernel for a slot; nil if it holds that already.

@@ -10,15 +10,20 @@ import MeshSystem
 /// The agent at work.
 final class Engine {
     /// How long the loop waits when nothing happens. Samples that are not urgent wait in the ring buffer
-    /// for it; whoever asks for figures has it drained first. What waits is what an urgent sample finds
-    /// before it, so the wait follows the traffic: long enough that waking up costs little, short enough
-    /// that there are a few hundred records at most.
+    /// for it; whoever asks for figures has it drained first. The more wait, the less each costs: what they
+    /// touch is in the cache for all of them. So the wait follows the traffic, well below the quarter of the
+    /// ring buffer at which the kernel wakes the reader.
     private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 1_000_000_000)
     /// It waits longer while less than this many records were waiting for it, and less above.
-    private static let recordsPerPoll = 1000...3000
+    private static let recordsPerPoll = 3000...9000
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
+    /// Records counted in one go before breakers are shown what has come since.
+    private static let recordsPerLook = 256
+    /// While samples keep coming that breakers may act on, the engine looks for them so often by itself, and
+    /// the kernel wakes it for none: thousands of wake-ups a second cost the traffic more than they bring.
+    private static let lookInterval: UInt64 = 250_000
 
     /// How often series of workloads that are long gone are looked for: a minute.
     private static let sweepInterval: UInt64 = 60_000_000_000
@@ -52,6 +57,10 @@ final class Engine {
     private var followers: [Follower] = []
 
     private var pollInterval = Engine.pollIntervals.least
+    /// When to look next, while urgent samples keep coming, and once more after them; nil otherwise.
+    private var nextLook: (time: UInt64, isLast: Bool)?
+    /// Records that breakers were shown, and that are still to be counted.
+    private var decided = 0
     private(set) var lastHeartbeat: UInt64 = 0
     /// How many breakers may reject right now: what the kernel's tc programs look at first.
     private var enforcing: UInt32 = 0
@@ -129,6 +138,7 @@ final class Engine {
             let taken = drain(limit: Engine.recordsPerTurn)
             more = taken == Engine.recordsPerTurn
             followPace(taken, woken: count > 0)
+            planLook()
             for index in 0..<count { handle(poller[index]) }
             turn()
         }
@@ -138,7 +148,8 @@ final class Engine {
     }
 
     private func waitTime(_ now: UInt64) -> UInt64 {
-        let due = min(intake.breakers.nextDeadline, lastHeartbeat + heartbeatInterval)
+        let due = min(
+            intake.breakers.nextDeadline, lastHeartbeat + heartbeatInterval, nextLook?.time ?? .max)
         return min(pollInterval, due > now ? due - now : 0)
     }
 
@@ -148,6 +159,21 @@ final class Engine {
             pollInterval = max(pollInterval / 2, Engine.pollIntervals.least)
         } else if taken < Engine.recordsPerPoll.lowerBound && !woken {
             pollInterval = min(pollInterval * 2, Engine.pollIntervals.most)
+        }
+    }
+
+    /// Decides whether the kernel is to wake the engine for the next urgent sample, or the engine looks by
+    /// itself.
+    private func planLook() {
+        let now = MonotonicClock.now()
+        if intake.sawUrgent {
+            intake.sawUrgent = false
+            nextLook = (now + Engine.lookInterval, false)
+            kernel.setNextLook(at: now + Engine.lookInterval)
+        } else if let look = nextLook, now >= look.time {
+            // Once more: a program may have read the old time, and sent its sample after this look.
+            nextLook = look.isLast ? nil : (now + Engine.lookInterval, true)
+            kernel.setNextLook(at: 0)
         }
     }
 
@@ -236,25 +262,51 @@ final class Engine {
         // One reading of the calendar for all of them: it only dates exemplars.
         intake.wallOffset = Engine.wallOffset()
         var taken = 0
-        repeat {
-            taken += Engine.take(from: kernel, limit: limit - taken, into: &intake)
-        } while finish() && taken < limit
+        while taken < limit {
+            decideAll()
+            // No more than the breakers have seen.
+            let wanted = min(decided, Engine.recordsPerLook, limit - taken)
+            if wanted == 0 { break }
+            var left = wanted
+            while left > 0 {
+                left -= Engine.count(from: kernel, limit: left, into: &intake)
+                finish()
+            }
+            decided -= wanted
+            taken += wanted
+        }
         return taken
+    }
+
+    /// Shows everything that the kernel has sent so far to the breakers, and settles them: a sample that
+    /// decides does not wait until those before it are counted.
+    private func decideAll() {
+        repeat {
+            decided += Engine.decide(from: kernel, into: &intake)
+        } while settleDecided()
+    }
+
+    private func settleDecided() -> Bool {
+        guard let done = intake.takeUnsettled() else { return false }
+        settle(done.slot, done.transitions, sample: done.sample)
+        return true
     }
 
     /// For as many records as it takes, this is the one access to the intake: the check that no two overlap
     /// costs as much as counting a record.
-    private static func take(from kernel: KernelSide, limit: Int, into intake: inout Intake) -> Int {
-        kernel.consumeWhile(limit: limit) { record in intake.take(record) }
+    private static func decide(from kernel: KernelSide, into intake: inout Intake) -> Int {
+        kernel.peekWhile { record in intake.decide(record) }
     }
 
-    /// Does what a record left to do, if one did.
-    private func finish() -> Bool {
-        guard let work = intake.takeWork() else { return false }
+    private static func count(from kernel: KernelSide, limit: Int, into intake: inout Intake) -> Int {
+        kernel.consumeWhile(limit: limit) { record in intake.count(record) }
+    }
+
+    /// Does what counting a record left to do, if it did.
+    private func finish() {
+        guard let work = intake.takeWork() else { return }
         if work.isUnknown { readDiscovered() }
-        if let (slot, transitions) = work.breaker { settle(slot, transitions, sample: work.sample) }
         if let tuple = work.tuple { tell(work.sample, tuple) }
-        return true
     }
 
     /// Makes sure that a service's name is known.
@@ -355,7 +407,7 @@ final class Engine {
     func force(
         _ slot: Int, _ forced: BreakerOverride.Forced, actor: String, reason: String, for duration: UInt64
     ) {
-        drainAll()
+        decideAll()
         let now = MonotonicClock.now()
         let before = intake.breakers.slots[slot].breaker.state
         let override = BreakerOverride(
@@ -371,7 +423,7 @@ final class Engine {
 
     /// Ends an override.
     func release(_ slot: Int, actor: String) {
-        drainAll()
+        decideAll()
         let now = MonotonicClock.now()
         let before = intake.breakers.slots[slot].breaker
         settle(slot, intake.breakers.release(slot, at: now), sample: nil, actor: actor)

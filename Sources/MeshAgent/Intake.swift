@@ -1,4 +1,4 @@
-// What is done with each record of the ring buffer: decoded, counted, and shown to its breaker. It is one
+// What is done with each record of the ring buffer: it is shown to its breaker, and counted. It is one
 // value, so that the engine reaches it once for thousands of records; what takes more than counting is
 // left to the engine, by ending the run.
 import CMeshABI
@@ -17,16 +17,25 @@ struct Intake {
 
     private(set) var received: UInt64 = 0
     private(set) var malformed: UInt64 = 0
-    /// What the last record leaves for the engine to do; nil if nothing.
+    /// Whether a sample came that a breaker may act on; for the engine to read and reset.
+    var sawUrgent = false
+    /// A breaker that a sample has left to settle, for the engine to do; nil if none.
+    private(set) var unsettled: Unsettled?
+    /// What counting the last record has left for the engine to do; nil if nothing.
     private(set) var work: Work?
+
+    /// A breaker whose kernel word, or whose history, is behind.
+    struct Unsettled {
+        let slot: Int
+        let transitions: [BreakerTransition]
+        let sample: Sample
+    }
 
     /// What is more than counting.
     struct Work {
         let sample: Sample
         /// The service's name is not known yet: its announcement found the ring buffer full.
         let isUnknown: Bool
-        /// A breaker that has to be settled, and its transitions.
-        let breaker: (slot: Int, transitions: [BreakerTransition])?
         /// The connection's ends, for those who follow.
         let tuple: SampleTuple?
     }
@@ -37,43 +46,48 @@ struct Intake {
         self.traffic = traffic
     }
 
-    /// Takes a record. False if it leaves work to do before the next one.
-    mutating func take(_ record: UnsafeRawBufferPointer) -> Bool {
+    /// Shows a record to its breaker, ahead of its being counted. False if it leaves the breaker to settle
+    /// before the next one.
+    mutating func decide(_ record: UnsafeRawBufferPointer) -> Bool {
+        // Most records are none of theirs, and are not worth decoding twice.
+        guard record.count >= Sample.length, record[1] == Sample.Role.client.rawValue,
+            let slot = breakers.slot(of: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self)),
+            let sample = Sample(record: record), !breakers.recordQuietly(sample, slot: slot)
+        else { return true }
+        let change = breakers.record(sample, slot: slot)
+        sawUrgent = sawUrgent || change.isUrgent
+        if change.isSettled { return true }
+        unsettled = Unsettled(slot: slot, transitions: change.transitions, sample: sample)
+        return false
+    }
+
+    /// Counts a record. False if it leaves work to do before the next one.
+    mutating func count(_ record: UnsafeRawBufferPointer) -> Bool {
         guard let sample = Sample(record: record) else {
             other(record)
             return true
         }
         received += 1
-        let slot = breakers.slot(of: sample.service)
-        var isError = false
-        var unsettled: (slot: Int, transitions: [BreakerTransition])?
-        if let slot {
-            if !breakers.recordQuietly(sample, slot: slot) {
-                isError = breakers.isFailure(sample, slot: slot)
-                if let changed = breakers.record(sample),
-                    !changed.transitions.isEmpty || !breakers.isSettled(slot)
-                {
-                    unsettled = changed
-                }
-            }
-        } else {
-            isError = sample.isFailure(.serverErrors)
-        }
         traffic.record(
             sample, workload: workloads.index(cgroup: sample.workload),
-            wallTime: sample.time &+ wallOffset, error: isError)
+            wallTime: sample.time &+ wallOffset, error: breakers.isFailure(sample))
         let isKnown = services.isKnown(sample.service)
-        if unsettled == nil && isKnown && !isFollowed { return true }
+        if isKnown && !isFollowed { return true }
         work = Work(
-            sample: sample, isUnknown: !isKnown, breaker: unsettled,
-            tuple: isFollowed ? SampleTuple(record: record) : nil)
+            sample: sample, isUnknown: !isKnown, tuple: isFollowed ? SampleTuple(record: record) : nil)
         return false
     }
 
     /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.
     mutating func sweep(at now: UInt64) { traffic.sweep(&workloads, at: now) }
 
-    /// What the last record left to do.
+    /// The breaker that was left to settle.
+    mutating func takeUnsettled() -> Unsettled? {
+        defer { unsettled = nil }
+        return unsettled
+    }
+
+    /// What counting the last record left to do.
     mutating func takeWork() -> Work? {
         defer { work = nil }
         return work

@@ -290,6 +290,10 @@ final class KernelSide {
     /// Bytes that wait in the ring buffer.
     var pendingBytes: Int { ring.pendingBytes }
 
+    /// Shows records that were not shown before, oldest first, until `body` says false.
+    @discardableResult
+    func peekWhile(_ body: (UnsafeRawBufferPointer) -> Bool) -> Int { ring.peekWhile(body) }
+
     /// Hands over records, oldest first.
     func consumeWhile(limit: Int, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
         ring.consumeWhile(limit: limit, body)
@@ -338,6 +342,9 @@ final class KernelSide {
 
     /// How many breakers may reject; 0 lets tc pass everything at once.
     func setEnforcing(_ count: UInt32) { mesh_store_release_u32(field(\mesh_control.enforcing), count) }
+
+    /// When the ring buffer is looked at whatever happens: until then the kernel wakes nobody. 0: it does.
+    func setNextLook(at time: UInt64) { mesh_store_release_u64(field(\mesh_control.next_look_ns), time) }
 
     /// Whether samples should carry addresses.
     func setFlowsWanted(_ wanted: Bool) {

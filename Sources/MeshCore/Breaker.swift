@@ -103,12 +103,15 @@ public struct Breaker: Sendable {
         return min(max(share, 0), 1)
     }
 
-    /// Whether its window is not clean, so that the kernel should wake the reader for every outcome: a
-    /// failure or a slow call is in it, failures came in a row, or it is not closed.
+    /// Whether an outcome that is neither a failure nor slow may change its state, so that the kernel should
+    /// wake the reader for every one: it is not closed, or is held closed, or there is trouble in its window,
+    /// which has less than the minimum of requests as yet. Past the minimum such an outcome makes every rate
+    /// smaller.
     public var alert: Bool {
         guard policy.mode != .off else { return false }
-        return automaticState != .closed || consecutiveFailures > 0 || window.counts.failures > 0
-            || window.counts.slow > 0
+        if automaticState != .closed || heldClosed { return true }
+        let counts = window.counts
+        return counts.requests < policy.minimumRequests && (counts.failures > 0 || counts.slow > 0)
     }
 
     /// Whether it is closed, and neither forced nor held so: then only `alert` may differ in `kernelWord`
@@ -192,14 +195,12 @@ public struct Breaker: Sendable {
 
     /// Takes in what almost every sample is: a request that went well, while nothing has gone wrong for a
     /// whole window. It is what `record` would do, in a few nanoseconds, and changes nothing but the
-    /// window's count; on the server's side, nothing at all.
+    /// window's count.
     /// - Returns: False if the sample or the breaker is any other; nothing was done.
     public mutating func recordQuietly(_ sample: Sample) -> Bool {
-        guard sample.kind == .request, sample.outcome == .ok,
-            sample.status == 0 || !policy.failureStatuses.contains(sample.status)
-        else { return false }
-        if sample.role == .server { return true }
-        guard sample.flags.isEmpty, isAtEase, consecutiveFailures == 0, policy.mode != .off,
+        guard sample.role == .client, sample.kind == .request, sample.outcome == .ok,
+            sample.status == 0 || !policy.failureStatuses.contains(sample.status),
+            sample.flags.isEmpty, isAtEase, consecutiveFailures == 0, policy.mode != .off,
             policy.slowCallDuration == 0 || sample.duration < policy.slowCallDuration
         else { return false }
         window.advance(to: sample.time)

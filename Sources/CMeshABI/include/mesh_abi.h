@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#define MESH_ABI_VERSION 1
+#define MESH_ABI_VERSION 2
 
 /* Services are numbered from 1; 0 is `other`, what lies past the discovery cap. */
 #define MESH_SERVICE_OTHER 0
@@ -209,6 +209,7 @@ struct mesh_attempts {
 /* The single value of the `.data.control` map: what the agent tells all programs. */
 struct mesh_control {
 	uint64_t lease_until_ns;   /* past it, automatic breakers admit everything */
+	uint64_t next_look_ns;	   /* the reader looks by itself then; until then nobody wakes it */
 	uint32_t enforcing;	   /* how many breakers may reject now; 0: tc passes all at once */
 	uint32_t flows_wanted;	   /* not 0: samples carry addresses (struct mesh_flow) */
 	uint32_t stamping;	   /* not 0: outgoing SYNs are stamped */
@@ -258,7 +259,7 @@ _Static_assert(sizeof(struct mesh_prefix) == 24, "mesh_prefix");
 _Static_assert(sizeof(struct mesh_network) == 20, "mesh_network");
 _Static_assert(sizeof(struct mesh_breaker) == 64, "mesh_breaker");
 _Static_assert(sizeof(struct mesh_attempts) == 128, "mesh_attempts");
-_Static_assert(sizeof(struct mesh_control) == 40, "mesh_control");
+_Static_assert(sizeof(struct mesh_control) == 48, "mesh_control");
 _Static_assert(sizeof(struct mesh_connection_entry) == 104, "mesh_connection_entry");
 
 #endif
