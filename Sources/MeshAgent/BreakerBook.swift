@@ -78,6 +78,7 @@ struct BreakerBook {
 
     /// What a sample did to a breaker.
     struct Change {
+        let slot: Int
         /// Oldest first; almost always none.
         let transitions: [BreakerTransition]
         /// There is nothing to write to the kernel or to tell of.
@@ -87,16 +88,22 @@ struct BreakerBook {
         let isUrgent: Bool
     }
 
-    /// Feeds a client's sample to the breaker of a slot.
-    mutating func record(_ sample: Sample, slot index: Int) -> Change {
+    /// Feeds a sample to its service's breaker.
+    /// - Returns: Nil if it left nothing to do: it was none of a breaker's, or all went well.
+    mutating func record(_ sample: Sample) -> Change? {
+        guard sample.role == .client, sample.kind == .request || sample.kind == .connect,
+            let slot = slot(of: sample.service)
+        else { return nil }
+        return recordQuietly(sample, slot: slot) ? nil : record(sample, slot: slot)
+    }
+
+    private mutating func record(_ sample: Sample, slot index: Int) -> Change {
         let mayOpen = share.mayOpen
         // Reached through a pointer, because Swift would copy so large a value, and write it back.
         let (change, holds, deadline) = slots.withUnsafeMutableBufferPointer { slots in
             let slot = slots.baseAddress! + index
             let held = slot.pointee.breaker.holdsOpen
-            if (sample.kind == .request || sample.kind == .connect)
-                && sample.flags.isDisjoint(with: [.probe, .wouldReject])
-            {
+            if sample.flags.isDisjoint(with: [.probe, .wouldReject]) {
                 if sample.kind == .connect {
                     slot.pointee.admittedConnects += 1
                 } else {
@@ -104,7 +111,8 @@ struct BreakerBook {
                 }
             }
             guard let outcome = sample.breakerOutcome(slot.pointee.breaker.policy) else {
-                return (Change(transitions: [], isSettled: true, isUrgent: false), (held, held), UInt64.max)
+                let none = Change(slot: index, transitions: [], isSettled: true, isUrgent: false)
+                return (none, (held, held), UInt64.max)
             }
             let transitions = slot.pointee.breaker.record(outcome, at: sample.time, mayOpen: mayOpen)
             let alert = slot.pointee.breaker.alert
@@ -113,7 +121,7 @@ struct BreakerBook {
                 && slot.pointee.writtenAlert == alert
             return (
                 Change(
-                    transitions: transitions, isSettled: isSettled,
+                    slot: index, transitions: transitions, isSettled: isSettled,
                     isUrgent: outcome.failure || outcome.slow || alert),
                 (held, slot.pointee.breaker.holdsOpen), slot.pointee.breaker.nextDeadline ?? .max
             )
@@ -124,7 +132,7 @@ struct BreakerBook {
     }
 
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
-    mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
+    private mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
         slots.withUnsafeMutableBufferPointer { slots in
             guard slots[slot].breaker.recordQuietly(sample) else { return false }
             slots[slot].admittedRequests += 1

@@ -51,13 +51,12 @@ struct Intake {
     mutating func decide(_ record: UnsafeRawBufferPointer) -> Bool {
         // Most records are none of theirs, and are not worth decoding twice.
         guard record.count >= Sample.length, record[1] == Sample.Role.client.rawValue,
-            let slot = breakers.slot(of: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self)),
-            let sample = Sample(record: record), !breakers.recordQuietly(sample, slot: slot)
+            breakers.slot(of: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self)) != nil,
+            let sample = Sample(record: record), let change = breakers.record(sample)
         else { return true }
-        let change = breakers.record(sample, slot: slot)
         sawUrgent = sawUrgent || change.isUrgent
         if change.isSettled { return true }
-        unsettled = Unsettled(slot: slot, transitions: change.transitions, sample: sample)
+        unsettled = Unsettled(slot: change.slot, transitions: change.transitions, sample: sample)
         return false
     }
 

@@ -45,8 +45,9 @@ private func request(_ service: UInt32, status: UInt16 = 200, flags: Sample.Flag
     #expect(first.old == nil)
     #expect(first.new.state == .closed)
     #expect(words[1] == nil)
-    // The first failure makes the window unclean: the kernel is asked to wake the reader from now on.
-    _ = book.record(request(7, status: 503, at: second + 1))
+    // A failure, and less than the minimum of requests: the kernel is asked to wake the reader for each.
+    let change = book.record(request(7, status: 503, at: second + 1))
+    #expect(change?.isSettled == false && change?.isUrgent == true)
     let afterwards = book.wordToWrite(0)
     let changed = try #require(afterwards)
     #expect(changed.old == first.new)
@@ -70,6 +71,28 @@ private func request(_ service: UInt32, status: UInt16 = 200, flags: Sample.Flag
         #expect(result == nil)
     }
     #expect(book.slots[0].admittedRequests == 0)
+}
+
+@Test func whatIsUrgentIsWhatTheKernelWakesFor() {
+    var book = BreakerBook(share: 1)
+    let patient = policy {
+        $0.minimumRequests = 2
+        $0.failureRate = 1
+        $0.slowCallDuration = 10
+        $0.slowCallRate = 1
+    }
+    _ = book.configure([(1, patient)], share: 1, at: second)
+    _ = book.wordToWrite(0)
+    var slow = request(1, at: second + 3)
+    slow.duration = 10
+    let fine = book.record(request(1, at: second + 1))
+    let failed = book.record(request(1, status: 500, at: second + 2))
+    let late = book.record(slow)
+    let afterwards = book.record(request(1, at: second + 4))
+    #expect(fine == nil)
+    #expect(failed?.isUrgent == true && failed?.isSettled == true, "the minimum is reached: no alert")
+    #expect(late?.isUrgent == true && late?.isSettled == true)
+    #expect(afterwards?.isUrgent == false && afterwards?.isSettled == true, "the window is not clean")
 }
 
 @Test func admittedAttemptsAreCountedByTheirSamples() {

@@ -876,28 +876,43 @@ struct BreakerReloadTests {
 }
 
 struct BreakerWordTests {
-    @Test func alertMeansThatTheNextOutcomeMayMatter() {
-        var story = Story { $0.consecutiveFailures = 3 }
+    /// The kernel wakes the reader for failures and slow calls anyway.
+    @Test func alertMeansThatAnOutcomeThatIsFineMayMatter() {
+        var story = Story {
+            $0.consecutiveFailures = 3
+            $0.minimumRequests = 5
+        }
         story.now = 1_000 * second
-        #expect(!story.breaker.alert)
         story.see(".")
         #expect(!story.breaker.alert)
         story.see("F")
-        #expect(story.breaker.alert && story.breaker.kernelWord.alert)
+        #expect(story.breaker.alert && story.breaker.kernelWord.alert, "the fifth request may trip it")
+        story.see("..")
+        #expect(story.breaker.alert)
         story.see(".")
-        #expect(story.breaker.alert, "the failure is still in the window")
+        #expect(!story.breaker.alert, "from here on a request that is fine only makes the rate smaller")
         story.wait(10 * second)
         #expect(!story.breaker.alert)
         story.see("S")
         #expect(story.breaker.alert)
         story.wait(10 * second)
         #expect(!story.breaker.alert)
-        story.see("F")
-        story.wait(100 * second)
-        #expect(story.breaker.alert, "a streak does not age")
-        story.see("FF")
+        story.see("FFF")
         story.wait(1000 * second)
         #expect(story.breaker.state == .halfOpen && story.breaker.alert)
+    }
+
+    @Test func aFineOutcomeThatReachesTheMinimumTrips() {
+        var story = Story {
+            $0.consecutiveFailures = 0
+            $0.minimumRequests = 4
+            $0.failureRate = 0.5
+        }
+        story.now = 1_000 * second
+        story.see("FF.")
+        #expect(story.breaker.state == .closed && story.breaker.alert)
+        story.see(".")
+        #expect(story.breaker.state == .open)
     }
 
     @Test func tellsTheKernelTheWholePolicy() {
@@ -1054,7 +1069,8 @@ struct BreakerQuietTests {
             let sample = Sample(
                 kind: Int.random(in: 0..<50, using: &random) == 0 ? .connect : .request, role: .client,
                 status: isBad ? 503 : 200, flags: long.automaticState == .halfOpen ? .probe : [], time: now,
-                duration: UInt64.random(in: 0...(number / 10_000 % 5 == 2 ? 1_000_000 : 800_000), using: &random))
+                duration: UInt64.random(
+                    in: 0...(number / 10_000 % 5 == 2 ? 1_000_000 : 800_000), using: &random))
             guard let outcome = sample.breakerOutcome(policy) else { continue }
             let told = long.record(outcome, at: now, mayOpen: true)
             if short.recordQuietly(sample) {
