@@ -1054,7 +1054,8 @@ struct BreakerQuietTests {
             let sample = Sample(
                 kind: Int.random(in: 0..<50, using: &random) == 0 ? .connect : .request, role: .client,
                 status: isBad ? 503 : 200, flags: long.automaticState == .halfOpen ? .probe : [], time: now,
-                duration: UInt64.random(in: 0...(number / 10_000 % 5 == 2 ? 1_000_000 : 800_000), using: &random))
+                duration: UInt64.random(
+                    in: 0...(number / 10_000 % 5 == 2 ? 1_000_000 : 800_000), using: &random))
             guard let outcome = sample.breakerOutcome(policy) else { continue }
             let told = long.record(outcome, at: now, mayOpen: true)
             if short.recordQuietly(sample) {

@@ -52,7 +52,9 @@ struct WindowLatencyTests {
         var window = LatencyWindow()
         for slot: UInt64 in 0..<200 {
             for octave: UInt64 in 0..<24 where (octave + slot) % 3 == 0 {
-                for _ in 0..<10 { window.record(duration: 9_000 << octave, error: false, at: slot * 2 * second) }
+                for _ in 0..<10 {
+                    window.record(duration: 9_000 << octave, error: false, at: slot * 2 * second)
+                }
             }
             let summary = window.summary(at: slot * 2 * second)
             var durations: [Double] = []
