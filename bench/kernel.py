@@ -28,16 +28,15 @@ def map_memory(pid):
 
 
 def slab_bytes():
-    """All memory of the kernel's object caches (slabinfo(5))."""
+    """The memory of all objects in use in the kernel's caches (slabinfo(5)); what is free in their slabs is not
+    counted, because it may be that of anybody before."""
     total = 0
     with open("/proc/slabinfo") as lines:
         for line in lines:
-            if line.startswith(("#", "slabinfo")):
-                continue
-            name, _, rest = line.partition(" ")
-            pages = int(rest.partition("tunables")[0].split()[4])
-            total += int(line.rpartition("slabdata")[2].split()[1]) * pages
-    return total * os.sysconf("SC_PAGE_SIZE")
+            if not line.startswith(("#", "slabinfo")):
+                _, objects, _, size = line.split()[:4]
+                total += int(objects) * int(size)
+    return total
 
 
 def available_bytes():

@@ -85,8 +85,8 @@ int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time);
  */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
 /*
- * Large blocks are given back to the kernel when they are freed, however often they come: by itself,
- * malloc would keep the room of the largest ever.
+ * Large blocks are given back to the kernel when they are freed, however often they come: by
+ * itself, malloc would keep the room of the largest ever.
  */
 void mesh_return_large_blocks(void);
 /* Gives what is free to the kernel. */
