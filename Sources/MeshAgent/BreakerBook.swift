@@ -27,6 +27,8 @@ struct BreakerBook {
     }
 
     private(set) var slots: [Slot] = []
+    /// Of each slot, the classes of statuses that hold its failures: asked for each sample, so kept together.
+    private var failureClasses: [UInt32] = []
     private var slotOfService = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES))
     private(set) var share: BreakerOpenShare
     /// The earliest time at which some breaker has something to do by itself; `.max` if none has.
@@ -57,8 +59,10 @@ struct BreakerBook {
             if let index = slot(of: service) {
                 guard slots[index].breaker.policy != policy else { continue }
                 changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
+                failureClasses[index] = policy.failureStatuses.classMask
             } else {
                 slotOfService[Int(service)] = Int32(slots.count)
+                failureClasses.append(policy.failureStatuses.classMask)
                 slots.append(
                     Slot(service: service, breaker: Breaker(policy: policy, seed: UInt64(service), at: now)))
             }
@@ -142,8 +146,10 @@ struct BreakerBook {
 
     /// Whether a sample is a failure: to its service's breaker if there is one, else by its status, 5xx.
     func isFailure(_ sample: Sample) -> Bool {
-        if sample.outcome == .ok && sample.status == 0 { return false }
         guard let slot = slot(of: sample.service) else { return sample.isFailure(.serverErrors) }
+        if sample.outcome == .ok && failureClasses[slot] >> UInt32(sample.status / 100) & 1 == 0 {
+            return false
+        }
         return slots.withUnsafeBufferPointer { sample.isFailure($0[slot].breaker.policy.failureStatuses) }
     }
 
