@@ -64,6 +64,9 @@ public struct LatencyWindow: Sendable {
     /// The chunks in use: bit n of the first or, from 64 on, of the second.
     private var used: (UInt64, UInt64) = (0, 0)
     private var newest: UInt64 = 0
+    /// The running slot's octave of the last request, and where its buckets begin: most are in the same.
+    private var lastOctave = -1
+    private var lastStart = 0
     /// When the running slot ends; 0 before the first request.
     private var slotEnd: UInt64 = 0
     private var firstRecord: UInt64 = 0
@@ -107,6 +110,7 @@ public struct LatencyWindow: Sendable {
         slotEnd = overflow ? .max : end
         place = Int(number % UInt64(LatencyWindow.slotCount))
         running = Slot(number: number)
+        lastOctave = -1
         for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
         where storage[octave] != 0 {
             let chunk = Int(storage[octave]) - 1
@@ -118,9 +122,13 @@ public struct LatencyWindow: Sendable {
     /// Where in `storage` a bucket of the running slot is, which is not the one for all below.
     private mutating func index(of bucket: Int) -> Int {
         let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
-        let entry = place * LatencyWindow.octaves + octave
-        if storage[entry] == 0 { storage[entry] = UInt16(takeChunk() + 1) }
-        return LatencyWindow.start(ofChunk: Int(storage[entry]) - 1) + step
+        if octave != lastOctave {
+            let entry = place * LatencyWindow.octaves + octave
+            if storage[entry] == 0 { storage[entry] = UInt16(takeChunk() + 1) }
+            lastOctave = octave
+            lastStart = LatencyWindow.start(ofChunk: Int(storage[entry]) - 1)
+        }
+        return lastStart + step
     }
 
     /// A chunk that was free, all zero.

@@ -192,6 +192,31 @@ import Testing
         #expect(seen == Array(14..<24))
     }
 
+    @Test func recordsAreShownOnceAndHandedOutAllTheSame() throws {
+        let map = try Self.ring()
+        let writer = try Self.writer(to: map, size: 8)
+        var ring = try RingBuffer(map)
+        func look() -> [UInt64] {
+            var seen: [UInt64] = []
+            let count = ring.peekWhile {
+                seen.append($0.loadUnaligned(as: UInt64.self))
+                return seen.last != 16
+            }
+            #expect(count == seen.count)
+            return seen
+        }
+        for length in 14..<18 { try writer.run(packetBytes: length) }
+        #expect(look() == [14, 15, 16])
+        #expect(look() == [17])
+        #expect(look() == [])
+        #expect(ring.pendingBytes == 4 * 16)
+        try writer.run(packetBytes: 18)
+        var taken: [UInt64] = []
+        ring.consume { taken.append($0.loadUnaligned(as: UInt64.self)) }
+        #expect(taken == Array(14..<19))
+        #expect(look() == [], "what was handed out is not shown any more")
+    }
+
     @Test func fullRingRefusesAndRecovers() throws {
         let map = try Self.ring()
         let writer = try Self.writer(to: map, size: 8)

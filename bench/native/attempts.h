@@ -253,6 +253,8 @@ static inline uint64_t until_refused(struct sockaddr_in address, unsigned *admit
 	for (*admitted = 0;; ++*admitted) {
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+		if (fd < 0)
+			fail("a socket for an attempt");
 		if (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
 			uint64_t refused = now_ns();
 
