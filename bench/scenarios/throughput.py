@@ -103,8 +103,7 @@ def run(stage, report):
     report.note(f"Peers: {versions()}, each with {cpus} workers, plain HTTP, and one proxy on the way.")
     report.note(
         f"'With failures in the window': {ALERT} connections right after {FAILURES} requests that their clients gave "
-        "up, as a share of the rate right before. Until a failure has left its window (10 s), the agent is woken for "
-        "each sample of the service."
+        "up, as a share of the rate right before: trouble in a window must not cost the traffic."
     )
     report.note("The proxies' shares are of the median direct rate of the whole run.")
     report.plot(
