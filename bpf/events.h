@@ -123,19 +123,8 @@ static __always_inline void fill_sample(struct mesh_sample *sample,
 static __always_inline int emit_inline(
 	struct mesh_connection *connection, struct tcp_sock *tcp, const struct ending *end)
 {
-	u64 wake;
+	bool wanted = urgent(connection, end);
 
-	/*
-	 * While urgent samples keep coming, the reader looks by itself every now and then, and is
-	 * not woken for each. A quarter full: it is, whatever the sample says. One in 16 asks, by
-	 * its time.
-	 */
-	wake = (urgent(connection, end) && end->time_ns >= control.next_look_ns) ||
-			       (unlikely(!(end->time_ns & 0x3c0)) &&
-				       bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
-					       MESH_RING_BYTES / 4)
-		       ? BPF_RB_FORCE_WAKEUP
-		       : BPF_RB_NO_WAKEUP;
 	if (unlikely(control.flows_wanted && tcp)) {
 		struct mesh_flow *flow = bpf_ringbuf_reserve(&events, sizeof(*flow), 0);
 
@@ -154,7 +143,17 @@ static __always_inline int emit_inline(
 			return 0;
 		}
 		fill_sample(sample, connection, tcp, end);
-		bpf_ringbuf_submit(sample, wake);
+		/*
+		 * While urgent samples keep coming, the reader looks by itself every now and then,
+		 * and is not woken for each. That is asked once there is a record, so that a reader
+		 * that stops looking meanwhile finds it, and waits for it. A quarter full: it is
+		 * woken whatever the sample says. One in 16 asks, by its time.
+		 */
+		wanted = (wanted && end->time_ns >= control.next_look_ns) ||
+			 (unlikely(!(end->time_ns & 0x3c0)) &&
+				 bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
+					 MESH_RING_BYTES / 4);
+		bpf_ringbuf_submit(sample, wanted ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	}
 	return 0;
 }

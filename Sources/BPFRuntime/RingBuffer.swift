@@ -19,6 +19,9 @@ public struct RingBuffer: ~Copyable {
     private var position: UInt64
     /// How far `peek` has looked.
     private var peeked: UInt64
+    /// Whether the last `peekWhile` ended at a record that a program is still writing: what is behind it
+    /// was not shown, and a wake-up for it has come already.
+    public private(set) var isHeldUp = false
 
     /// Maps a ring buffer into memory. None of its records may be longer than a page with its header.
     public init(_ map: borrowing BPFMap) throws(SystemError) {
@@ -108,7 +111,12 @@ public struct RingBuffer: ~Copyable {
         peeked = max(peeked, position)
         var count = 0
         var goesOn = true
-        while goesOn && peeked < produced, let found = record(at: peeked) {
+        isHeldUp = false
+        while goesOn && peeked < produced {
+            guard let found = record(at: peeked) else {
+                isHeldUp = true
+                break
+            }
             if let payload = found.payload {
                 goesOn = body(payload)
                 count += 1

@@ -60,17 +60,40 @@ static int schedule(pid_t thread, struct scheduling wanted)
 	return syscall(SYS_sched_setattr, thread, &wanted, 0) == 0 ? 0 : errno;
 }
 
-/* SIGXCPU, which comes to the thread that is the cause: it has run at real-time priority for as
- * long as it may without a pause. */
+/* SCHED_RR threads say so with SCHED_RESET_ON_FORK. */
+static int is_real_time(void)
+{
+	return (sched_getscheduler(0) & ~SCHED_RESET_ON_FORK) == SCHED_RR;
+}
+
+/* SIGXCPU: a thread has run at real-time priority for as long as it may without a pause. The kernel
+ * sends it to the process and prefers the thread that is the cause; it comes again a second later
+ * if it was taken by another (kernel/time/posix-cpu-timers.c, check_thread_timers). */
 static void take_back(int signal)
 {
 	struct scheduling wanted = {.policy = SCHED_OTHER, .runtime = 100000};
 	int error = errno;
 
 	(void)signal;
+	if (!is_real_time())
+		return;
 	wanted.nice = getpriority(PRIO_PROCESS, 0);
 	schedule(0, wanted);
 	errno = error;
+}
+
+/* How long a thread may run at real-time priority without a pause, in microseconds. */
+static int bound_real_time(uint64_t real_time)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_RTTIME, &limit) != 0)
+		return errno;
+	/* At the hard limit comes SIGKILL. */
+	if (limit.rlim_max <= real_time)
+		return EPERM;
+	limit.rlim_cur = real_time;
+	return setrlimit(RLIMIT_RTTIME, &limit) == 0 ? 0 : errno;
 }
 
 int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
@@ -79,8 +102,10 @@ int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
 	struct scheduling first = {.policy = SCHED_RR, .priority = 1};
 	struct sigaction action = {.sa_handler = take_back, .sa_flags = SA_RESTART};
 	int now = getpriority(PRIO_PROCESS, 0), result;
-	struct rlimit limit;
 
+	/* Asked for again: to pass through ordinary scheduling would give the CPU away. */
+	if (real_time != 0 && is_real_time())
+		return bound_real_time(real_time);
 	if (now < nice)
 		fair.nice = now;
 	result = schedule(0, fair);
@@ -92,12 +117,10 @@ int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
 		return result;
 	/* The bound first, the priority after it. */
 	sigemptyset(&action.sa_mask);
-	if (getrlimit(RLIMIT_RTTIME, &limit) != 0 || sigaction(SIGXCPU, &action, NULL) != 0)
+	if (sigaction(SIGXCPU, &action, NULL) != 0)
 		return errno;
-	limit.rlim_cur = real_time < limit.rlim_max ? real_time : limit.rlim_max;
-	if (setrlimit(RLIMIT_RTTIME, &limit) != 0)
-		return errno;
-	return schedule(0, first);
+	result = bound_real_time(real_time);
+	return result != 0 ? result : schedule(0, first);
 }
 
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)

@@ -138,7 +138,8 @@ struct BreakerBook {
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
     private mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
         slots.withUnsafeMutableBufferPointer { slots in
-            guard slots[slot].breaker.recordQuietly(sample) else { return false }
+            // An alert that the kernel has may have to be taken back.
+            guard !slots[slot].writtenAlert, slots[slot].breaker.recordQuietly(sample) else { return false }
             slots[slot].admittedRequests += 1
             return true
         }

@@ -11,11 +11,11 @@ import MeshSystem
 final class Engine {
     /// How long the loop waits when nothing happens. Samples that are not urgent wait in the ring buffer
     /// for it; whoever asks for figures has it drained first. The more wait, the less each costs: what they
-    /// touch is in the cache for all of them. So the wait follows the traffic, well below the quarter of the
-    /// ring buffer at which the kernel wakes the reader.
-    private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 1_000_000_000)
+    /// touch is in the cache for all of them. So the wait follows the traffic, below the quarter of the ring
+    /// buffer at which the kernel wakes the reader; and it is short enough to find a cgroup that lives shortly.
+    private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 100_000_000)
     /// It waits longer while less than this many records were waiting for it, and less above.
-    private static let recordsPerPoll = 3000...9000
+    private static let recordsPerPoll = 4000...10_000
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
@@ -133,11 +133,20 @@ final class Engine {
         // What parsing and loading took is not needed again.
         Heap.trim()
         var more = false
+        /// How many records one wait has left to take, over all the turns that it takes.
+        var waiting = 0
         while !stopping {
             let count = try poller.wait(timeout: more ? 0 : waitTime(MonotonicClock.now()))
             let taken = drain(limit: Engine.recordsPerTurn)
             more = taken == Engine.recordsPerTurn
-            followPace(taken, woken: count > 0)
+            waiting += taken
+            if !more {
+                if count == 0 && nextLook == nil { followPace(waiting) }
+                waiting = 0
+            }
+            for index in 0..<count where poller[index].token == Token.ring.rawValue && !intake.isFollowed {
+                intake.sawUrgent = true
+            }
             planLook()
             for index in 0..<count { handle(poller[index]) }
             turn()
@@ -153,11 +162,11 @@ final class Engine {
         return min(pollInterval, due > now ? due - now : 0)
     }
 
-    /// Waits longer or less from now on, by how many records were waiting.
-    private func followPace(_ taken: Int, woken: Bool) {
+    /// Waits longer or less from now on, by how many records were waiting after a whole interval.
+    private func followPace(_ taken: Int) {
         if taken > Engine.recordsPerPoll.upperBound {
             pollInterval = max(pollInterval / 2, Engine.pollIntervals.least)
-        } else if taken < Engine.recordsPerPoll.lowerBound && !woken {
+        } else if taken < Engine.recordsPerPoll.lowerBound {
             pollInterval = min(pollInterval * 2, Engine.pollIntervals.most)
         }
     }
@@ -166,7 +175,8 @@ final class Engine {
     /// itself.
     private func planLook() {
         let now = MonotonicClock.now()
-        if intake.sawUrgent {
+        // What waits behind a record that is being written may be urgent, and its wake-up is gone.
+        if intake.sawUrgent || kernel.isHeldUp {
             intake.sawUrgent = false
             nextLook = (now + Engine.lookInterval, false)
             kernel.setNextLook(at: now + Engine.lookInterval)
@@ -395,7 +405,8 @@ final class Engine {
 
     private func record(_ event: BreakerEvent) {
         history.append(event)
-        log.write(event, to: followers.filter(\.wantsEvents).map(\.exchange))
+        log.write(event)
+        for follower in followers where follower.wantsEvents { follower.send(event.json) }
     }
 
     /// Lets the window of a breaker slide before somebody looks at it.

@@ -290,6 +290,9 @@ final class KernelSide {
     /// Bytes that wait in the ring buffer.
     var pendingBytes: Int { ring.pendingBytes }
 
+    /// Whether the last look ended at a record that a program is still writing.
+    var isHeldUp: Bool { ring.isHeldUp }
+
     /// Shows records that were not shown before, oldest first, until `body` says false.
     @discardableResult
     func peekWhile(_ body: (UnsafeRawBufferPointer) -> Bool) -> Int { ring.peekWhile(body) }

@@ -35,7 +35,7 @@ public struct Log: Sendable {
     /// What the writing thread gets.
     private enum Entry: Sendable {
         case line(MeshSystem.WallTime, LogLevel, String, [(key: String, value: JSONValue)])
-        case event(MeshSystem.WallTime, BreakerEvent, [HTTPExchange])
+        case event(MeshSystem.WallTime, BreakerEvent)
         case flush(Flush)
     }
 
@@ -107,7 +107,7 @@ public struct Log: Sendable {
     func flush() {
         guard let writer, let counter = try? EventCounter() else { return }
         let flush = Flush(counter)
-        guard writer.entries.post(.flush(flush), limit: Writer.limit) else { return }
+        guard writer.entries.post(.flush(flush)) else { return }
         var wanted = pollfd(fd: flush.done.descriptor, events: Int16(POLLIN), revents: 0)
         poll(&wanted, 1, 1000)
     }
@@ -130,12 +130,7 @@ public struct Log: Sendable {
     private func write(_ entry: Entry) {
         switch entry {
         case .line(let time, let level, let message, let fields): write(time, level, message, fields)
-        case .event(let time, let event, let exchanges):
-            if !exchanges.isEmpty {
-                let line = event.json.bytes() + [UInt8(ascii: "\n")]
-                for exchange in exchanges { exchange.send(line) }
-            }
-            write(time, event)
+        case .event(let time, let event): write(time, event)
         case .flush(let flush): flush.done.signal()
         }
     }
@@ -170,10 +165,8 @@ public struct Log: Sendable {
         _ = line.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
     }
 
-    /// Writes what happened to a breaker, and sends it to those who follow.
-    func write(_ event: BreakerEvent, to followers: [HTTPExchange]) {
-        submit(.event(.now(), event, followers))
-    }
+    /// Writes what happened to a breaker.
+    func write(_ event: BreakerEvent) { submit(.event(.now(), event)) }
 
     private func write(_ time: MeshSystem.WallTime, _ event: BreakerEvent) {
         var fields: [(key: String, value: JSONValue)] = [("service", .string(event.service))]

@@ -106,7 +106,8 @@ public struct Breaker: Sendable {
     /// Whether an outcome that is neither a failure nor slow may change its state, so that the kernel should
     /// wake the reader for every one: it is not closed, or is held closed, or there is trouble in its window,
     /// which has less than the minimum of requests as yet. Past the minimum such an outcome makes every rate
-    /// smaller.
+    /// smaller; only time makes one larger, when good requests leave the window, and then it is not this
+    /// outcome that decides, and it may wait for the next look at what has come.
     public var alert: Bool {
         guard policy.mode != .off else { return false }
         if automaticState != .closed || heldClosed { return true }
@@ -205,8 +206,8 @@ public struct Breaker: Sendable {
         else { return false }
         window.advance(to: sample.time)
         guard window.counts.failures == 0 && window.counts.slow == 0 else { return false }
-        sawRequest = true
         if saturatingSum(epoch, sample.duration) <= sample.time {
+            sawRequest = true
             window.record(failure: false, slow: false, at: sample.time)
         }
         return true

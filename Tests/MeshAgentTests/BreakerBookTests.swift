@@ -73,6 +73,21 @@ private func request(_ service: UInt32, status: UInt16 = 200, flags: Sample.Flag
     #expect(book.slots[0].admittedRequests == 0)
 }
 
+@Test func anAlertIsTakenBackByTheFirstSampleAfterIt() throws {
+    var book = BreakerBook(share: 1)
+    _ = book.configure([(7, policy())], share: 1, at: second)
+    _ = book.record(request(7, status: 503, at: second))
+    let word = book.wordToWrite(0)
+    #expect(word?.new.alert == true)
+    let change = book.record(request(7, at: second * 30))
+    #expect(change?.isSettled == false, "the failure has left the window")
+    let next = book.wordToWrite(0)
+    #expect(next?.new.alert == false)
+    let quiet = book.record(request(7, at: second * 31))
+    #expect(quiet == nil)
+    #expect(book.slots[0].admittedRequests == 3)
+}
+
 @Test func whatIsUrgentIsWhatTheKernelWakesFor() {
     var book = BreakerBook(share: 1)
     let patient = policy {

@@ -267,9 +267,9 @@ final class Inbox<Value: Sendable>: Sendable {
         available.signal()
     }
 
-    /// Waits up to five seconds for the next value.
-    func take() -> Value? {
-        guard available.wait(timeout: .now() + 5) == .success else { return nil }
+    /// Waits so many seconds for the next value.
+    func take(within seconds: Double = 5) -> Value? {
+        guard available.wait(timeout: .now() + seconds) == .success else { return nil }
         return values.withLock { $0.removeFirst() }
     }
 }

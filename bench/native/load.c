@@ -154,6 +154,7 @@ static void run(double rate, uint64_t warm_until, uint64_t end)
 {
 	struct epoll_event events[256];
 	uint64_t first = now_ns(), sent = 0, now;
+	bool behind = false;
 
 	/* A second past the end for the last answers. */
 	while ((now = now_ns()) < end ||
@@ -166,18 +167,22 @@ static void run(double rate, uint64_t warm_until, uint64_t end)
 			struct connection *one;
 
 			if (due > now) {
+				behind = false;
 				wait.tv_nsec = due - now < 100000000 ? due - now : 100000000;
 				break;
 			}
-			if (!idle_count)
+			if (!idle_count) {
+				behind = true;
 				break;
+			}
 			one = idle[idle_first];
 			idle_first = (idle_first + 1) % connection_count;
 			idle_count--;
 			sent++;
-			/* Due while every connection was busy: it has waited since then. */
+			/* Due while every connection was busy, or behind such a one: it has waited.
+			 */
 			now = now_ns();
-			if (rate > 0 && !idle_count && now - due > 1000000) {
+			if (rate > 0 && behind) {
 				late += due >= warm_until;
 				ask(one, due);
 			} else {

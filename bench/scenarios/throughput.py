@@ -23,7 +23,7 @@ SHORT = "new each"
 # How many connections are under way at a time where each is new.
 SHORT_AT_ONCE = 32
 # Measured one right after the other, on one agent. Each has services of its own: wrk gives up the requests that
-# are under way at its end, and while a failure is in a window the agent is woken for each sample of the service.
+# are under way at its end, and what that costs is measured by itself.
 GROUPS = [(1, 4), (16, 64), (256, SHORT)]
 # Measured once more on the same agent and services, with failures that are certain, to see what that costs.
 ALERT, FAILURES = 64, 3

@@ -163,7 +163,8 @@ enum mesh_override {
 /* Bits of mesh_breaker.flags. */
 enum mesh_breaker_flag {
 	MESH_BREAKER_DRAIN = 1 << 0, /* leave established connections alone */
-	MESH_BREAKER_ALERT = 1 << 1, /* its window is not clean: wake the reader for each sample */
+	MESH_BREAKER_ALERT =
+		1 << 1, /* a sample that went well may decide: wake the reader for each */
 };
 
 /*
