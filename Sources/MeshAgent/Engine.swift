@@ -15,7 +15,7 @@ final class Engine {
     /// buffer at which the kernel wakes the reader; and it is short enough to find a cgroup that lives shortly.
     private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 100_000_000)
     /// It waits longer while less than this many records were waiting for it, and less above.
-    private static let recordsPerPoll = 4000...10_000
+    private static let recordsPerPoll = 4000...14_000
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096

@@ -173,6 +173,10 @@ static inline void *serve(void *argument)
 			}
 			ssize_t length = recv(fd, request, sizeof(request) - 1, 0);
 			if (length <= 0) {
+				/* A child between its fork and its exec has it, too: close() alone
+				 * would leave it watched, under a number that is another's by then.
+				 */
+				epoll_ctl(poller, EPOLL_CTL_DEL, fd, NULL);
 				close(fd);
 				continue;
 			}
