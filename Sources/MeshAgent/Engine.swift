@@ -144,8 +144,12 @@ final class Engine {
                 if count == 0 && nextLook == nil { followPace(waiting) }
                 waiting = 0
             }
-            for index in 0..<count where poller[index].token == Token.ring.rawValue && !intake.isFollowed {
-                intake.sawUrgent = true
+            // Not only what breakers call urgent wakes: a status of a class with failures in it does, and a
+            // sample behind one that is being written. A ring buffer that fills, and followers, are no reason.
+            if taken < Engine.recordsPerPoll.upperBound && !intake.isFollowed {
+                for index in 0..<count where poller[index].token == Token.ring.rawValue {
+                    intake.sawUrgent = true
+                }
             }
             planLook()
             for index in 0..<count { handle(poller[index]) }
@@ -175,8 +179,8 @@ final class Engine {
     /// itself.
     private func planLook() {
         let now = MonotonicClock.now()
-        // What waits behind a record that is being written may be urgent, and its wake-up is gone.
-        if intake.sawUrgent || kernel.isHeldUp {
+        // What waits behind a record that is being written may be urgent, and had no wake-up meanwhile.
+        if intake.sawUrgent || (nextLook != nil && kernel.isHeldUp) {
             intake.sawUrgent = false
             nextLook = (now + Engine.lookInterval, false)
             kernel.setNextLook(at: now + Engine.lookInterval)
