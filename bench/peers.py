@@ -2,6 +2,7 @@
 its block lasts, so that the ways of one round are measured one after the other."""
 
 import contextlib
+import time
 import dataclasses
 import json
 import os
@@ -102,6 +103,11 @@ class Way:
         return cpu_seconds(self.pid) if self.process else 0.0
 
 
+def in_turn(number):
+    """The two ways of a pair, either of them first in turn, so that a machine that drifts favours neither."""
+    return ["direct", "MeshAgent"] if number % 2 else ["MeshAgent", "direct"]
+
+
 class Ways:
     """The ways to the servers at `servers` (ports), each of which is one service. A MeshAgent knows each by
     name and holds a breaker over it, as Envoy holds its outlier detection. With `cpu`, the proxies are
@@ -123,6 +129,7 @@ class Ways:
     def meshagent(self):
         with self.stage.agent(self.world, {"services": services(self.servers)}) as agent:
             yield Way("MeshAgent", self.servers, agent.process, agent)
+        time.sleep(0.1)  # the kernel frees what an agent leaves
 
     @contextlib.contextmanager
     def envoy(self, outlier="default"):

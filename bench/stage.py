@@ -145,15 +145,6 @@ def kernel_threads_seconds():
     return total / 1e9
 
 
-def busy_seconds():
-    """The CPU time that the whole machine has spent on anything so far (proc(5), stat)."""
-    with open("/proc/stat") as file:
-        fields = [int(text) for text in file.readline().split()[1:]]
-    user, nice, system, _, _, irq, softirq, steal = fields[:8]
-    del steal  # time that went to other guests of this host
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
 def memory_kb(pid):
     """What a process has resident, by kind, in KiB: VmRSS, RssAnon, RssFile, RssShmem (proc(5), status)."""
     found = {}

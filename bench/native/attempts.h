@@ -22,25 +22,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "program.h"
+
 #define SERVICE_PORT 7000
 #define BACKGROUND_PORT 7001
 #define BACKGROUND_SERVICES 100
 /* An attempt that is not refused for so long never will be. */
 #define PATIENCE_NS 2000000000ull
-
-static inline void fail(const char *what)
-{
-	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static inline uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
 
 static inline void sleep_until(uint64_t at)
 {
@@ -93,7 +81,7 @@ static inline int listen_on(uint16_t port)
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(fd, (struct sockaddr *)&any, sizeof(any)) || listen(fd, 4096))
-		fail("listen");
+		die("listen");
 	return fd;
 }
 
@@ -102,7 +90,7 @@ static inline int connect_to(struct sockaddr_in address)
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)))
-		fail("connect");
+		die("connect");
 	set_nodelay(fd);
 	return fd;
 }
@@ -112,7 +100,7 @@ static inline void send_all(int fd, const char *text)
 	size_t length = strlen(text);
 
 	if (send(fd, text, length, MSG_NOSIGNAL) != (ssize_t)length)
-		fail("send");
+		die("send");
 }
 
 /* Reads what is there of a response, all of it on these short ones, and returns its status. */
@@ -133,7 +121,7 @@ static inline size_t answer_to(const char *request, char *answer, size_t room)
 	unsigned status = 200, delay = 0;
 
 	if (sscanf(request, "GET /%u/%u", &status, &delay) != 2)
-		fail("a request that is none");
+		die("a request that is none");
 	if (delay)
 		sleep_for(delay * 1000ull);
 	return (size_t)snprintf(
@@ -192,7 +180,7 @@ static inline void start_thread(void *(*body)(void *), void *argument)
 	pthread_t thread;
 
 	if (pthread_create(&thread, NULL, body, argument))
-		fail("pthread_create");
+		die("pthread_create");
 	pthread_detach(thread);
 }
 
@@ -225,10 +213,10 @@ static inline void *run_background(void *argument)
 
 		send_all(clients[number], "GET /200/0 HTTP/1.1\r\nHost: a\r\n\r\n");
 		if (recv(servers[number], text, sizeof(text), 0) <= 0)
-			fail("background");
+			die("background");
 		send_all(servers[number], "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
 		if (recv(clients[number], text, sizeof(text), 0) <= 0)
-			fail("background");
+			die("background");
 		background->requests++;
 		due += step;
 		uint64_t now = now_ns();
@@ -258,12 +246,12 @@ static inline uint64_t until_refused(struct sockaddr_in address, unsigned *admit
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 		if (fd < 0)
-			fail("a socket for an attempt");
+			die("a socket for an attempt");
 		if (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
 			uint64_t refused = now_ns();
 
 			if (errno != ECONNREFUSED)
-				fail("attempt");
+				die("attempt");
 			close(fd);
 			return refused;
 		}

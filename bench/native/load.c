@@ -27,6 +27,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "program.h"
+
 static const char request[] = "GET / HTTP/1.1\r\nHost: bench\r\nUser-Agent: load\r\n\r\n";
 
 struct connection {
@@ -46,20 +48,6 @@ static int poller;
 static uint32_t *latencies;
 static size_t latency_count, latency_room;
 static uint64_t errors, late;
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ull + now.tv_nsec;
-}
-
-static void die(const char *what)
-{
-	fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
 
 static void open_connection(struct connection *made)
 {

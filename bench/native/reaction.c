@@ -3,6 +3,7 @@
  * answers 503 by itself. Each trial has a service of its own. --rate: background requests per
  * second. --through PORT: the proxy listens there for trial 0, and goes to --server PORT; one port
  * up of each for each trial. */
+#define _GNU_SOURCE
 #include "attempts.h"
 
 static char request[256];
@@ -20,7 +21,7 @@ static uint64_t until_rejected(int fd, unsigned *admitted)
 		if (status == 503)
 			return at;
 		if (status < 0)
-			fail("the proxy");
+			die("the proxy");
 		if (at > limit)
 			return 0;
 	}

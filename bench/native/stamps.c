@@ -38,6 +38,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "program.h"
+
 #include "mesh_abi.h"
 
 #define PORT 9001
@@ -94,37 +96,6 @@ static uint64_t syns, lost, delayed, doubled, replayed, answers, answers_lost, a
 	strangers, overrun, client_failed;
 static volatile bool finished;
 static pthread_barrier_t ready;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "stamps: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static int check(int result, const char *what)
-{
-	if (result < 0)
-		die(what);
-	return result;
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
-
-static uint64_t state = 88172645463325252ull;
-
-static uint32_t random_below(uint32_t limit)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (state >> 11) % limit;
-}
 
 /* Tuples */
 

@@ -3,6 +3,7 @@
  * can, round and round, until its breaker has reset each of them. One good request on each comes
  * first, and --hold-ms of connect() attempts last, which must all be refused. Prints what was sent
  * and what came of it. */
+#define _GNU_SOURCE
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -36,9 +37,9 @@ static int ask(int client, int server, unsigned status)
 	length = snprintf(
 		text, sizeof(text), "HTTP/1.1 %u X\r\nContent-Length: 2\r\n\r\nok", status);
 	if (send(server, text, (size_t)length, MSG_NOSIGNAL) != length)
-		fail("an answer");
+		die("an answer");
 	if (recv(client, text, sizeof(text), 0) <= 0)
-		fail("an answer's arrival");
+		die("an answer's arrival");
 	return 0;
 }
 
@@ -57,7 +58,7 @@ static void run(struct share *share)
 		servers[number] = accept(listener, NULL, NULL);
 		set_nodelay(servers[number]);
 		if (ask(clients[number], servers[number], 200))
-			fail("a good request");
+			die("a good request");
 		share->good++;
 	}
 	pthread_barrier_wait(&state->barrier);

@@ -1,6 +1,7 @@
 /* How long it takes to open a breaker by hand: from the request's bytes on the control socket, or
  * from the start of meshctl (--meshctl PATH), to the first connect() that is refused. Each trial
  * has a service of its own, and one thread that calls connect() all the time. */
+#define _GNU_SOURCE
 #include <spawn.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -16,7 +17,7 @@ static int control_socket(const char *path)
 
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)))
-		fail("the control socket");
+		die("the control socket");
 	return fd;
 }
 
@@ -53,7 +54,7 @@ int main(int count, char **words)
 			began = now_ns();
 			result = posix_spawn(&child, meshctl, &files, NULL, command, environ);
 			if (result)
-				fail("posix_spawn");
+				die("posix_spawn");
 			posix_spawn_file_actions_destroy(&files);
 		} else {
 			fd = control_socket(control);

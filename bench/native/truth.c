@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "program.h"
+
 #define FIRST_PORT 9001
 #define PORTS 4
 #define SERVICES (2 * PORTS) /* IPv4 and IPv6 of each port */
@@ -93,36 +95,10 @@ static int population;
 static volatile bool finished;
 static pthread_barrier_t ready;
 
-static void die(const char *what)
-{
-	fprintf(stderr, "truth: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static int check(int result, const char *what)
-{
-	if (result < 0)
-		die(what);
-	return result;
-}
-
 /* The clock of the kernel's time stamps. */
-static uint64_t now_ns(void)
+static uint64_t wall_ns(void)
 {
-	struct timespec time;
-
-	clock_gettime(CLOCK_REALTIME, &time);
-	return time.tv_sec * 1000000000ull + time.tv_nsec;
-}
-
-static uint64_t state = 88172645463325252ull;
-
-static uint32_t random_below(uint32_t limit)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (state >> 11) % limit;
+	return clock_ns(CLOCK_REALTIME);
 }
 
 static void put(char *at, int digits, uint32_t value)
@@ -164,7 +140,7 @@ struct wheel {
 static void arm(struct wheel *wheel, struct end *end, uint64_t ns)
 {
 	/* Not the current one, which may have been gone through. */
-	struct end **slot = &wheel->slots[((now_ns() + ns) / TICK_NS + 1) % TICKS];
+	struct end **slot = &wheel->slots[((wall_ns() + ns) / TICK_NS + 1) % TICKS];
 
 	end->next = *slot;
 	*slot = end;
@@ -173,7 +149,7 @@ static void arm(struct wheel *wheel, struct end *end, uint64_t ns)
 
 static void expire(struct wheel *wheel, void (*act)(struct end *))
 {
-	for (uint64_t tick = now_ns() / TICK_NS; wheel->tick < tick;) {
+	for (uint64_t tick = wall_ns() / TICK_NS; wheel->tick < tick;) {
 		struct end *due = wheel->slots[++wheel->tick % TICKS], *next;
 
 		wheel->slots[wheel->tick % TICKS] = NULL;
@@ -274,7 +250,7 @@ static void finish(struct end *end)
 	if (end->fate == SERVER_RESETS)
 		reset_at_close(end->fd);
 	note(&server_log, end->service, ABORTED);
-	ended_ns[end->token] = now_ns();
+	ended_ns[end->token] = wall_ns();
 	took(&server_log, end->received_ns, ended_ns[end->token]);
 	close(end->fd);
 }
@@ -284,7 +260,7 @@ static void farewell(struct end *end, int error)
 {
 	if (end->token < TOKENS) {
 		note(&server_log, end->service, error ? RESET : ABORTED);
-		took(&server_log, end->received_ns, error ? ended_ns[end->token] : now_ns());
+		took(&server_log, end->received_ns, error ? ended_ns[end->token] : wall_ns());
 	}
 	close(end->fd);
 }
@@ -337,7 +313,7 @@ static void *serve(void *unused)
 		event.data.u32 = MAX_FD + service;
 		epoll_ctl(epoll, EPOLL_CTL_ADD, listeners[service], &event);
 	}
-	server_wheel.tick = now_ns() / TICK_NS;
+	server_wheel.tick = wall_ns() / TICK_NS;
 	pthread_barrier_wait(&ready);
 	while (!finished) {
 		int found = await(epoll, &server_wheel, events, 64);
@@ -415,7 +391,7 @@ static void ask(struct end *end)
 	put(request + DELAY_AT, 6, leaves ? NEVER : delay);
 	request[FATE_AT] = '0' + end->fate;
 	put(request + TOKEN_AT, 8, end->token);
-	end->sent_ns = now_ns();
+	end->sent_ns = wall_ns();
 	if (send(end->fd, request, sizeof(request) - 1, MSG_NOSIGNAL) != sizeof(request) - 1)
 		die("send a request");
 	client_log.sent[end->service] += sizeof(request) - 1;
@@ -454,7 +430,7 @@ static void leave(struct end *end)
 	if (end->fate == CLIENT_RESETS)
 		reset_at_close(end->fd);
 	note(&client_log, end->service, ABORTED);
-	ended_ns[end->token] = now_ns();
+	ended_ns[end->token] = wall_ns();
 	took(&client_log, end->sent_ns, ended_ns[end->token]);
 	call_again(end);
 }
@@ -494,7 +470,7 @@ static void *use(void *unused)
 	struct epoll_event events[64];
 
 	client_epoll = epoll_create1(0);
-	client_wheel.tick = now_ns() / TICK_NS;
+	client_wheel.tick = wall_ns() / TICK_NS;
 	pthread_barrier_wait(&ready);
 	usleep(100000); /* the kernel begins to stamp a moment after it was asked to */
 	for (; calling < population; calling++)
@@ -505,7 +481,7 @@ static void *use(void *unused)
 		for (int i = 0; i < found; i++)
 			on_answer(&at_client[events[i].data.u32]);
 		expire(&client_wheel, leave);
-		if (now_ns() > deadline)
+		if (wall_ns() > deadline)
 			requests = 0;
 	}
 	return unused;
@@ -574,12 +550,12 @@ int main(int argc, char **argv)
 			"HTTP/1.1 %d That\r\nContent-Length: %s", code,
 			code == 204 || code == 304 ? "0\r\n\r\n" : "2\r\n\r\nok");
 	pthread_barrier_init(&ready, NULL, 2);
-	began = now_ns();
+	began = wall_ns();
 	deadline = began + atoi(argv[3]) * 1000000000ull;
 	pthread_create(&server, NULL, serve, NULL);
 	pthread_create(&client, NULL, use, NULL);
 	pthread_join(client, NULL);
-	began = now_ns() - began;
+	began = wall_ns() - began;
 	usleep(100000); /* the server sees the last ones go */
 	finished = true;
 	pthread_join(server, NULL);

@@ -15,7 +15,7 @@ import time
 
 from ..figures import differences, median
 from ..load import Load
-from ..peers import SERVER, Ways, nginx, versions
+from ..peers import SERVER, Ways, in_turn, nginx, versions
 from ..stage import cgroup_seconds, cpu_seconds, kernel_threads_seconds
 
 SERVICES = 100
@@ -52,11 +52,10 @@ def run(stage, report):
         own[way.name][rate].append((itself / asked * 1e6, itself / seconds * 100))
 
     for number in range(PAIRS):
-        for name in ["direct", "MeshAgent"] if number % 2 else ["MeshAgent", "direct"]:
+        for name in in_turn(number):
             with ways.open(name) as way:
                 for rate in RATES:
                     leg(way, rate)
-            time.sleep(0.1)  # the kernel frees what an agent leaves
         if number < PEER_ROUNDS:
             for name in PEERS:
                 with ways.open(name) as way:

@@ -8,11 +8,10 @@ run right beside it. Latencies are kept to the nanosecond (bench/native/load.c),
 the same rate in bursts of one request for each of its connections, so that its latencies are those of a burst.
 """
 
-import time
 
 from ..figures import differences, median
 from ..load import PERCENTILES, h2load, load, of_h2load, of_load
-from ..peers import SERVER, Ways, nginx, versions
+from ..peers import SERVER, Ways, in_turn, nginx, versions
 
 CPU = 0
 ONE, RATES, CONNECTIONS = "1 connection", {"2,000/s": 2000, "10,000/s": 10000}, 16
@@ -47,10 +46,9 @@ def run(stage, report):
         if name in PEERS:
             with free.open(name) as way:
                 fixed_rates(way)
-        time.sleep(0.1)  # the kernel frees what an agent leaves
 
     for number in range(PAIRS):
-        for name in ["direct", "MeshAgent"] if number % 2 else ["MeshAgent", "direct"]:
+        for name in in_turn(number):
             leg(name)
         if number < PEER_ROUNDS:
             for name in PEERS:

@@ -16,7 +16,7 @@ import time
 
 from ..figures import median, ratios
 from ..load import wrk
-from ..peers import SERVER, Ways, nginx, versions
+from ..peers import SERVER, Ways, in_turn, nginx, versions
 
 CONNECTIONS = [1, 4, 16, 64, 256]
 SHORT = "new each"
@@ -69,10 +69,9 @@ def run(stage, report):
 
     for number in range(PAIRS):
         for group in GROUPS:
-            for name in ["direct", "MeshAgent"] if number % 2 else ["MeshAgent", "direct"]:
+            for name in in_turn(number):
                 with ways.open(name) as way:
                     leg(way, group)
-            time.sleep(0.1)  # the kernel frees what an agent leaves
         if number < PEER_ROUNDS:
             for name in PEERS:
                 with ways.open(name) as way:
