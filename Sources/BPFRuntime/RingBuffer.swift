@@ -92,15 +92,6 @@ public struct RingBuffer: ~Copyable {
         return count
     }
 
-    /// Hands out the records that wait, oldest first, to a body that takes them all.
-    @discardableResult
-    public mutating func consume(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
-        consumeWhile(limit: limit) { record in
-            body(record)
-            return true
-        }
-    }
-
     /// Shows the records that wait and were not shown before, oldest first, each valid only during the call
     /// of `body`; they are handed out later all the same. What comes meanwhile waits for the next call.
     /// - Parameter body: Looks at a record; false makes it the last one for now.

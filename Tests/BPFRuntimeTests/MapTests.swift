@@ -290,3 +290,14 @@ import Testing
         }
     }
 }
+
+extension RingBuffer {
+    /// Takes the records that wait, up to a limit.
+    @discardableResult
+    fileprivate mutating func consume(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
+        consumeWhile(limit: limit) { record in
+            body(record)
+            return true
+        }
+    }
+}
