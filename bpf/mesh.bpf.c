@@ -5,5 +5,6 @@
 #include "skb.bpf.h"
 #include "tc.bpf.h"
 #include "iterator.bpf.h"
+#include "cgroup.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -53,7 +53,7 @@ public struct BPFLink: ~Copyable, Sendable {
             result == -EINVAL ? "use a clsact filter: tcx needs kernel 6.6" : nil)
     }
 
-    /// Makes an iterator over the elements of a map, to be read with `openIterator`.
+    /// Makes an iterator over the elements of a map, to be read with `readIterator`.
     public static func iterator(
         _ program: borrowing BPFProgram, over map: borrowing BPFMap
     ) throws(SystemError) -> BPFLink {
@@ -61,11 +61,25 @@ public struct BPFLink: ~Copyable, Sendable {
         return try link(result, program.name, "eBPF map \(map.name)", nil)
     }
 
-    /// Opens an iterator for one walk: reading it to the end runs the program on every element.
-    public func openIterator() throws(SystemError) -> FileDescriptor {
+    /// Makes an iterator over a single cgroup, to be read with `readIterator`.
+    /// - Throws: `ENOENT` if the cgroup is gone.
+    public static func iterator(
+        _ program: borrowing BPFProgram, overCgroup id: UInt64
+    ) throws(SystemError) -> BPFLink {
+        let result = clibbpf_link_cgroup_iterator(program.descriptor, id)
+        return try link(result, program.name, "cgroup \(id)", nil)
+    }
+
+    /// Runs an iterator's program on every element, and returns what it wrote.
+    public func readIterator() throws(SystemError) -> [UInt8] {
         let result = bpf_iter_create(descriptor)
         guard result >= 0 else { throw SystemError("open", "an eBPF iterator", errno: -result) }
-        return FileDescriptor(owning: result)
+        let file = FileDescriptor(owning: result)
+        var bytes: [UInt8] = []
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 8)
+        defer { buffer.deallocate() }
+        while case .bytes(let count) = try file.read(into: buffer) { bytes += buffer.prefix(count) }
+        return bytes
     }
 
     /// BPF_TCX_INGRESS and BPF_TCX_EGRESS, which the headers of Debian 12 do not have yet.

@@ -78,6 +78,15 @@ int clibbpf_create_map(enum bpf_map_type type, const char *name, __u32 key_size,
 	return bpf_map_create(type, name, key_size, value_size, max_entries, &options);
 }
 
+int clibbpf_link_cgroup_iterator(int program, __u64 cgroup)
+{
+	union bpf_iter_link_info info = {
+		.cgroup = {.order = BPF_CGROUP_ITER_SELF_ONLY, .cgroup_id = cgroup}};
+	LIBBPF_OPTS(
+		bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
+	return bpf_link_create(program, 0, BPF_TRACE_ITER, &options);
+}
+
 int clibbpf_link_map_iterator(int program, int map)
 {
 	union bpf_iter_link_info info = {.map = {.map_fd = map}};

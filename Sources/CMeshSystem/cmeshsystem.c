@@ -2,12 +2,10 @@
 #define _GNU_SOURCE
 #include "cmeshsystem.h"
 
-#include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -150,26 +148,6 @@ int mesh_gzip_begin(z_stream *stream, int level)
 {
 	/* 15 bits of window, and 16 more say: gzip. */
 	return deflateInit2(stream, level, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
-}
-
-int mesh_open_cgroup(const char *mount, uint64_t id)
-{
-	/* A file handle of kernfs is the inode number: FILEID_KERNFS, include/linux/exportfs.h. */
-	union {
-		struct file_handle handle;
-		char room[sizeof(struct file_handle) + sizeof(id)];
-	} file = {.handle = {.handle_bytes = sizeof(id), .handle_type = 0xfe}};
-	int directory = open(mount, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int opened, error;
-
-	if (directory < 0)
-		return -1;
-	memcpy(file.handle.f_handle, &id, sizeof(id));
-	opened = open_by_handle_at(directory, &file.handle, O_PATH | O_CLOEXEC);
-	error = errno;
-	close(directory);
-	errno = error;
-	return opened;
 }
 
 void mesh_return_large_blocks(void)

@@ -77,7 +77,7 @@ final class Engine {
     var samplesMalformed: UInt64 { intake.malformed }
 
     init(
-        options: AgentOptions, configuration: Configuration, kernel: consuming KernelSide,
+        options: AgentOptions, configuration: Configuration, kernel: KernelSide,
         links: consuming LinkMonitor,
         signals: consuming SignalDescriptor, shared: SharedState, log: Log
     ) throws(SystemError) {
@@ -91,7 +91,7 @@ final class Engine {
         configurationLoaded = startedAt
         startedMonotonic = MonotonicClock.now()
         intake = Intake(
-            workloads: WorkloadDirectory(root: kernel.cgroupRoot),
+            workloads: WorkloadDirectory(kernel: kernel),
             breakers: BreakerBook(share: configuration.breakers.maxOpenShare),
             traffic: Traffic(configuration))
         renderer = try Renderer(whenDone: { shared.mailbox.post(.rendered) })

@@ -82,6 +82,7 @@ final class KernelSide {
     private let countersMap: BPFMap
     private let connectionsMap: BPFMap
     private let connectionIterator: BPFProgram
+    private let cgroupIterator: BPFProgram
     private let tcIngress: BPFProgram
     private let tcEgress: BPFProgram
     private let cgroupPrograms: [(name: String, program: Program)]
@@ -175,6 +176,7 @@ final class KernelSide {
         countersMap = try object.map(named: "counters")
         connectionsMap = try object.map(named: "connections")
         connectionIterator = try object.program(named: "mesh_connections")
+        cgroupIterator = try object.program(named: "mesh_cgroup")
         tcIngress = try object.program(named: "mesh_tc_ingress")
         tcEgress = try object.program(named: "mesh_tc_egress")
         var programs: [(name: String, program: Program)] = []
@@ -444,15 +446,25 @@ final class KernelSide {
         }
     }
 
+    /// Whether there is a cgroup with that ID.
+    func isCgroup(_ id: UInt64) -> Bool {
+        guard let link = try? BPFLink.iterator(cgroupIterator, overCgroup: id) else { return false }
+        _ = link
+        return true
+    }
+
+    /// The path of the cgroup with that ID, from the root of cgroup2; nil if there is none any more.
+    func path(ofCgroup id: UInt64) -> String? {
+        guard let bytes = try? BPFLink.iterator(cgroupIterator, overCgroup: id).readIterator() else {
+            return nil
+        }
+        return bytes.isEmpty ? "/" : String(decoding: bytes, as: UTF8.self)
+    }
+
     /// Every tracked connection, in every network namespace.
     func connections() throws(SystemError) -> [KernelConnection] {
-        let link = try BPFLink.iterator(connectionIterator, over: connectionsMap)
-        let file = try link.openIterator()
         let size = MemoryLayout<mesh_connection_entry>.size
-        var bytes: [UInt8] = []
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 * 1024, alignment: 8)
-        defer { buffer.deallocate() }
-        while case .bytes(let count) = try file.read(into: buffer) { bytes += buffer.prefix(count) }
+        let bytes = try BPFLink.iterator(connectionIterator, over: connectionsMap).readIterator()
         return bytes.withUnsafeBytes { all in
             stride(from: 0, to: all.count - all.count % size, by: size).compactMap { offset in
                 KernelConnection(all.loadUnaligned(fromByteOffset: offset, as: mesh_connection_entry.self))

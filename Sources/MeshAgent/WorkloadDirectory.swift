@@ -1,9 +1,6 @@
 // From a cgroup's ID, which the kernel puts into samples, to the workload's name. The ID is the
-// inode number of the cgroup's directory, and its file handle (fs/kernfs/mount.c).
-import CMeshSystem
-import Glibc
+// inode number of the cgroup's directory.
 import MeshCore
-import MeshSystem
 
 /// Names workloads, and gives each name a small number for keys.
 struct WorkloadDirectory {
@@ -13,16 +10,16 @@ struct WorkloadDirectory {
     /// How long the series of a workload outlive it, so that scrapers see the last of them.
     private static let grace: UInt64 = 300_000_000_000
 
-    private let root: String
+    private let kernel: KernelSide
     private var table = WorkloadTable(limit: nameLimit)
     // The last answers, by the cgroup's lower bits: samples are of a few workloads by turns.
     private var lastCgroups = [UInt64](repeating: 0, count: WorkloadDirectory.answers)
     private var lastIndices = [UInt32](repeating: 0, count: WorkloadDirectory.answers)
     private static let answers = 64
 
-    /// - Parameter root: Where cgroup2 is mounted.
-    init(root: String) {
-        self.root = root
+    /// - Parameter kernel: Knows the cgroups.
+    init(kernel: KernelSide) {
+        self.kernel = kernel
     }
 
     /// The names by number. Number 0 is `other`.
@@ -37,7 +34,9 @@ struct WorkloadDirectory {
         if lastCgroups[answer] == cgroup { return lastIndices[answer] }
         // A cgroup that is gone already has no name any more.
         let index =
-            table.index(ofCgroup: cgroup) ?? table.add(cgroup: cgroup, path: path(of: cgroup) ?? "/unknown")
+            table.index(ofCgroup: cgroup)
+            ?? table.add(
+                cgroup: cgroup, path: kernel.path(ofCgroup: cgroup) ?? "/unknown")
         lastCgroups[answer] = cgroup
         lastIndices[answer] = index
         return index
@@ -45,7 +44,7 @@ struct WorkloadDirectory {
 
     /// Forgets cgroups that are gone, and the series of workloads that have been gone for long.
     mutating func sweep(requests: inout SeriesTable, connections: inout ConnectionTable, at now: UInt64) {
-        for cgroup in Array(table.cgroups) where path(of: cgroup) == nil {
+        for cgroup in Array(table.cgroups) where !kernel.isCgroup(cgroup) {
             table.remove(cgroup: cgroup, at: now)
         }
         for answer in lastCgroups.indices {
@@ -54,19 +53,5 @@ struct WorkloadDirectory {
         guard now > WorkloadDirectory.grace else { return }
         table.sweep(
             idleSince: now - WorkloadDirectory.grace, requests: &requests, connections: &connections)
-    }
-
-    /// The cgroup's path below the mount, beginning with `/`.
-    private func path(of cgroup: UInt64) -> String? {
-        let opened = mesh_open_cgroup(root, cgroup)
-        guard opened >= 0 else { return nil }
-        let file = FileDescriptor(owning: opened)
-        var buffer = [UInt8](repeating: 0, count: 4096)
-        let length = readlink("/proc/self/fd/\(file.descriptor)", &buffer, buffer.count)
-        guard length > 0 else { return nil }
-        let path = String(decoding: buffer.prefix(length), as: UTF8.self)
-        guard path.hasPrefix(root), !path.hasSuffix(" (deleted)") else { return nil }
-        let below = path.dropFirst(root.count)
-        return below.isEmpty ? "/" : String(below)
     }
 }

@@ -211,13 +211,9 @@ import Testing
             typeID: UInt32(type))
         let link = try BPFLink.iterator(program, over: map)
         for _ in 0..<2 {
-            let walk = try link.openIterator()
-            let room = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
-            defer { room.deallocate() }
-            var values: [UInt64] = []
-            while case .bytes(let count) = try walk.read(into: room) {
-                for offset in stride(from: 0, to: count, by: 8) {
-                    values.append(room.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
+            let values = try link.readIterator().withUnsafeBytes { bytes in
+                stride(from: 0, to: bytes.count, by: 8).map {
+                    bytes.loadUnaligned(fromByteOffset: $0, as: UInt64.self)
                 }
             }
             #expect(values.sorted() == [1000, 1001, 1002])

@@ -26,5 +26,7 @@ int clibbpf_create_map(enum bpf_map_type type, const char *name, __u32 key_size,
 
 /* bpf_link_create() of an iterator over the elements of a map. */
 int clibbpf_link_map_iterator(int program, int map);
+/* The same, of an iterator over one cgroup; -ENOENT if it is gone. */
+int clibbpf_link_cgroup_iterator(int program, __u64 cgroup);
 
 #endif

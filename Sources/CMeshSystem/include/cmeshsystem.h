@@ -69,8 +69,6 @@ int mesh_accept(int listener);
 /* SO_PEERCRED. */
 int mesh_peer_credentials(int socket, int32_t *pid, uint32_t *uid, uint32_t *gid);
 int mesh_pidfd_open(int32_t pid);
-/* Opens the cgroup of that ID below a cgroup2 mount, without walking the tree. */
-int mesh_open_cgroup(const char *mount, uint64_t id);
 /* unshare(CLONE_NEWNET): the calling thread gets a network namespace of its own. */
 int mesh_unshare_network(void);
 /* Returns an errno value. */
