@@ -44,18 +44,24 @@ public enum KernelProbe {
 
     // MARK: Around eBPF
 
+    /// What it takes to load, attach and read.
+    private static let needed: Capabilities = [.bpf, .netAdmin, .perfmon]
+    /// What CAP_SYS_ADMIN stands for, as it did before they were split from it.
+    private static let split: Capabilities = [.bpf, .perfmon]
+
+    /// Of the capabilities that a process holds, those that an agent has a use for: what it needs, and
+    /// `CAP_SYS_NICE` for decisions in time.
+    public static func wanted(of held: Capabilities) -> Capabilities {
+        let wanted: Capabilities = [needed, .sysNice]
+        return held.intersection(held.isSuperset(of: split) ? wanted : wanted.union(.sysAdmin))
+    }
+
     static func checkPrivileges(_ held: Capabilities) -> ProbeResult {
-        let needed: [(Capabilities, String)] = [
-            (.bpf, "CAP_BPF"), (.netAdmin, "CAP_NET_ADMIN"), (.perfmon, "CAP_PERFMON"),
-        ]
-        // CAP_SYS_ADMIN stands for the other two, as it did before they were split from it.
-        let missing = needed.filter { capability, _ in
-            !held.contains(capability) && !(capability != .netAdmin && held.contains(.sysAdmin))
-        }.map(\.1)
+        let missing = needed.subtracting(held.contains(.sysAdmin) ? held.union(split) : held)
         return ProbeResult(
             name: "privileges", ok: missing.isEmpty, required: true,
             detail: missing.isEmpty
-                ? "the capabilities needed are there" : "missing " + missing.joined(separator: ", "),
+                ? "the capabilities needed are there" : "missing " + missing.names.joined(separator: ", "),
             remedy: missing.isEmpty ? "" : "run this as root, or give it these capabilities")
     }
 

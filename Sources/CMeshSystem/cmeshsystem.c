@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -142,6 +144,31 @@ int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)
 	}
 	*limit = now.rlim_cur;
 	return 0;
+}
+
+int mesh_send_to(const char *path, const char *message)
+{
+	struct sockaddr_un name = {.sun_family = AF_UNIX};
+	size_t length = strlen(path);
+	ssize_t sent;
+	int made, error;
+
+	if (length >= sizeof(name.sun_path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	memcpy(name.sun_path, path, length);
+	if (path[0] == '@')
+		name.sun_path[0] = 0;
+	made = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (made < 0)
+		return -1;
+	sent = sendto(made, message, strlen(message), MSG_NOSIGNAL, (struct sockaddr *)&name,
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + length));
+	error = errno;
+	close(made);
+	errno = error;
+	return sent < 0 ? -1 : 0;
 }
 
 int mesh_gzip_begin(z_stream *stream, int level)

@@ -53,7 +53,12 @@ func loadConfiguration(_ path: String) throws(ConfigurationFailure) -> Configura
     do {
         bytes = try readFile(path, limit: JSONNode.maximumBytes)
     } catch {
-        throw .unreadable(error)
+        // Root without CAP_DAC_OVERRIDE is a user like others.
+        let isNotOurs = error.errno == EACCES
+        throw .unreadable(
+            isNotOurs
+                ? error.advising("let user \(geteuid()) read it: the agent keeps no right to all files")
+                : error)
     }
     do {
         return try Configuration.parse(bytes: bytes, file: path)
@@ -78,6 +83,15 @@ private func check(_ options: AgentOptions) -> Int32 {
 private func run(_ options: AgentOptions) -> Int32 {
     Heap.returnLargeBlocks()
     let log = Log(format: options.logFormat, level: options.logLevel)
+    do {
+        // The limit before the right to raise it is gone. All else comes after, so that what is opened at
+        // the start is opened with the rights that a reload will have.
+        _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
+        try Privileges.reduce(to: KernelProbe.wanted(of: .effective()))
+    } catch {
+        log.write(.error, error.description)
+        return 1
+    }
     var configuration = Configuration()
     if let path = options.configuration {
         do {
@@ -106,7 +120,6 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     let control = try Listener.unix(path: options.control)
     let address = options.listen ?? configuration.listen
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
-    _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
     let kernel = try KernelSide(configuration: configuration)
     let log = try log.onThread()
     defer { log.flush() }

@@ -9,6 +9,8 @@ public struct AgentOptions: Sendable {
     public var control = AgentOptions.defaultControl
     /// `--listen ADDR:PORT`; nil takes the configuration's.
     public var listen: AddressPort?
+    /// Whether system calls are filtered; not with `--no-seccomp`.
+    public var filtersCalls = true
     /// `--log-format`.
     public var logFormat = Log.Format.text
     /// `--log-level`.
@@ -39,6 +41,9 @@ public struct AgentOptions: Sendable {
                     ArgumentOption(
                         "listen", value: "ADDR:PORT",
                         summary: "where metrics are served (default 127.0.0.1:9464, or the configuration's)"),
+                    ArgumentOption(
+                        "no-seccomp",
+                        summary: "do not filter the agent's system calls, to look for a fault in it"),
                     ArgumentOption(
                         "log-format", value: "FORMAT", values: .choice(Log.Format.allCases.map(\.rawValue)),
                         summary: "json or text (default text)"),
@@ -79,6 +84,7 @@ public struct AgentOptions: Sendable {
                 throw ArgumentError(description: "--listen: \(error.description)")
             }
         }
+        filtersCalls = !arguments.has("no-seccomp")
         if let name = arguments["log-format"], let format = Log.Format(rawValue: name) { logFormat = format }
         if let name = arguments["log-level"], let level = LogLevel.allCases.first(where: { $0.label == name })
         {

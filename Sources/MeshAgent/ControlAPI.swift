@@ -118,6 +118,7 @@ extension Engine {
                 "loaded_at": .time(configurationLoaded),
                 "error": configurationError.map { .string($0) } ?? .null,
             ],
+            "privileges": privileges(),
             "cgroup": .string(kernel.cgroupPath),
             "hooks": .array(
                 kernel.hooks.map { hook in
@@ -165,6 +166,17 @@ extension Engine {
                 "received_ok": .integer(counters[.stampReceivedOK]),
                 "received_out_of_scope": .integer(counters[.stampReceivedOutOfScope]),
             ],
+        ]
+    }
+
+    /// What the agent may do, as the kernel has it.
+    private func privileges() -> JSONValue {
+        let now = try? Privileges.now()
+        return [
+            "capabilities": .array((now?.capabilities.names ?? []).map { .string($0) }),
+            "no_new_privileges": .bool(now?.gainsNone ?? false),
+            "calls_filtered": .bool(now?.isFiltered ?? false),
+            "calls_refused": .integer(Privileges.refusedCalls.count),
         ]
     }
 

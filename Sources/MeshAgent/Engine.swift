@@ -64,6 +64,8 @@ final class Engine {
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
+    /// Those that the log has told of.
+    private var refusedCalls: UInt64 = 0
     /// Who waits for a metrics page. One is rendered at a time, for all who wait by then: a snapshot
     /// costs memory, and how many ask is not the agent's to say.
     private var scrapes: [HTTPExchange] = []
@@ -118,7 +120,9 @@ final class Engine {
                 .info, "on a busy machine breakers may be late: the agent may not raise its priority",
                 ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
         }
+        confine()
         shared.setReady(true)
+        ServiceManager.tell(.ready)
         log.write(
             .info, "ready",
             [
@@ -151,9 +155,35 @@ final class Engine {
             for index in 0..<count { handle(poller[index]) }
             turn()
         }
+        ServiceManager.tell(.stopping)
         shared.setReady(false)
         kernel.detach()
+        tellRefusedCalls()
         log.write(.info, "stopped", ["samples": .integer(samplesReceived)])
+    }
+
+    /// Gives up the system calls that the start took.
+    private func confine() {
+        guard options.filtersCalls else {
+            log.write(.warning, "system calls are not filtered: the agent was started with --no-seccomp")
+            return
+        }
+        do throws(SystemError) {
+            try Privileges.filterCalls()
+        } catch {
+            log.write(
+                .warning, "system calls are not filtered", ["error": .string(error.description)])
+        }
+    }
+
+    /// Says so when the filter has refused system calls.
+    private func tellRefusedCalls() {
+        let refused = Privileges.refusedCalls
+        guard refused.count != refusedCalls else { return }
+        log.write(
+            .warning, "system calls were refused to the agent: a fault in it, or somebody else's code",
+            ["calls": .integer(refused.count - refusedCalls), "last": .integer(refused.last)])
+        refusedCalls = refused.count
     }
 
     private func waitTime(_ now: UInt64) -> UInt64 {
@@ -186,6 +216,8 @@ final class Engine {
         if now >= lastHeartbeat + heartbeatInterval {
             favour(since: lastHeartbeat, now)
             heartbeat(now)
+            ServiceManager.tell(.alive)
+            tellRefusedCalls()
             dropGoneFollowers()
         }
         if now >= lastSweep + Engine.sweepInterval {

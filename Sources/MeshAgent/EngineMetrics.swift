@@ -31,6 +31,7 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.leaseAge = MonotonicClock.now() - lastHeartbeat
+        snapshot.refusedCalls = Privileges.refusedCalls.count
         if let process = try? ProcessStatistics.read() {
             snapshot.process.cpuTime = UInt64(process.cpuSeconds * 1_000_000_000)
             snapshot.process.residentMemory = process.residentBytes

@@ -115,10 +115,9 @@ struct Doctor {
 
     func examine() -> [Check] {
         let (file, configuration) = configurationCheck()
-        let (agent, answers) = controlCheck()
-        return kernelChecks(configuration) + [
-            file, agent, portCheck(configuration.listen, agentAnswers: answers),
-        ]
+        let (agent, status) = controlCheck()
+        return kernelChecks(configuration) + [file, agent] + privilegesChecks(status)
+            + [portCheck(configuration.listen, agentAnswers: status != nil)]
     }
 
     // MARK: kernel
@@ -178,8 +177,8 @@ struct Doctor {
 
     // MARK: the agent
 
-    /// What is at the control socket, and whether it is an agent that answers.
-    private func controlCheck() -> (Check, answers: Bool) {
+    /// What is at the control socket, and what the agent there says of itself.
+    private func controlCheck() -> (Check, status: Status?) {
         func check(_ ok: Bool, required: Bool, _ detail: String, _ remedy: String? = nil) -> Check {
             Check(
                 group: "agent", name: "control socket", ok: ok, required: required, detail: detail,
@@ -190,17 +189,17 @@ struct Doctor {
         } catch {
             switch error.errno {
             case ENOENT:
-                return (check(true, required: true, "\(control) is free: no agent runs there"), false)
+                return (check(true, required: true, "\(control) is free: no agent runs there"), nil)
             case ECONNREFUSED:
                 let detail = "\(control) was left behind by an agent that is gone; the next one takes it over"
-                return (check(true, required: true, detail), false)
+                return (check(true, required: true, detail), nil)
             case EACCES, EPERM:
                 let detail = "\(control) is not for this user"
                 return (
-                    check(false, required: false, detail, "run this as root, for example with sudo"), false
+                    check(false, required: false, detail, "run this as root, for example with sudo"), nil
                 )
             default:
-                return (check(false, required: true, "\(error)", "choose another path with --control"), false)
+                return (check(false, required: true, "\(error)", "choose another path with --control"), nil)
             }
         }
         do {
@@ -209,7 +208,7 @@ struct Doctor {
             let detail =
                 "an agent answers at \(control): version \(status.version), pid \(Format.plain(status.pid)), "
                 + "up \(Format.age(status.uptime))"
-            return (check(true, required: true, detail), true)
+            return (check(true, required: true, detail), status)
         } catch {
             let detail: String
             switch error {
@@ -218,9 +217,27 @@ struct Doctor {
             }
             return (
                 check(false, required: true, detail, "stop what listens there, or choose another --control"),
-                false
+                nil
             )
         }
+    }
+
+    /// Whether the agent that runs has given up what it does not need.
+    private func privilegesChecks(_ status: Status?) -> [Check] {
+        guard let privileges = status?.privileges else { return [] }
+        let remedy: String? =
+            if privileges.refused > 0 {
+                "see its log for the number of the call, and report it"
+            } else if !privileges.filtered {
+                "start it without --no-seccomp, on a kernel with CONFIG_SECCOMP_FILTER"
+            } else {
+                nil
+            }
+        return [
+            Check(
+                group: "agent", name: "agent's privileges", ok: remedy == nil, required: false,
+                detail: StatusView.text(privileges), remedy: remedy)
+        ]
     }
 
     /// Whether the metrics port is free, or taken by an agent.

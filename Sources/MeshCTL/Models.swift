@@ -21,6 +21,8 @@ struct Status {
     let configPath: String?
     let configLoadedAt: String
     let configError: String?
+    /// Nil: an agent of an older version, which does not tell.
+    let privileges: (capabilities: [String], gainsNone: Bool, filtered: Bool, refused: Double)?
     let cgroup: String
     let hooks: [Hook]
     let interfaces: [(name: String, mode: String)]
@@ -48,6 +50,13 @@ struct Status {
         configPath = try config.optionalText("path")
         configLoadedAt = try config.text("loaded_at")
         configError = try config.optionalText("error")
+        privileges = try answer.optional("privileges").map { held throws(Failure) in
+            (
+                try held.list("capabilities") { capability throws(Failure) in try capability.text() },
+                try held.flag("no_new_privileges"), try held.flag("calls_filtered"),
+                try held.number("calls_refused")
+            )
+        }
         cgroup = try answer.text("cgroup")
         hooks = try answer.list("hooks") { hook throws(Failure) in
             Hook(

@@ -19,6 +19,9 @@ enum StatusView {
             "mesh-agent \(status.version), pid \(Format.plain(status.pid)), up \(Format.age(status.uptime))",
             .bold)
         add("kernel", "\(status.kernel), ABI \(Format.plain(status.abiVersion)), cgroup \(status.cgroup)")
+        if let privileges = status.privileges {
+            add("privileges", Self.text(privileges), privileges.refused > 0 ? .red : .plain)
+        }
         add(
             "config",
             "\(status.configPath ?? "none: observes the whole machine, breaks nothing"), loaded "
@@ -81,6 +84,18 @@ enum StatusView {
         return lines
     }
 
+    /// What the agent may do, in a line.
+    static func text(
+        _ privileges: (capabilities: [String], gainsNone: Bool, filtered: Bool, refused: Double)
+    ) -> String {
+        let held = privileges.capabilities.isEmpty ? "none" : privileges.capabilities.joined(separator: ", ")
+        let calls =
+            privileges.filtered
+            ? "system calls filtered, \(Format.count(privileges.refused)) refused"
+            : "system calls not filtered"
+        return "\(held); \(privileges.gainsNone ? "no new ones" : "execve() may bring more"); \(calls)"
+    }
+
     /// What is wrong, the worst first.
     static func problems(of status: Status) -> [Problem] {
         var problems: [Problem] = []
@@ -107,6 +122,15 @@ enum StatusView {
                     remedy:
                         "The configuration loaded at \(Format.time(status.configLoadedAt)) is still in force. "
                         + "Correct the file, then: kill -HUP \(Format.plain(status.pid))"))
+        }
+        if let refused = status.privileges?.refused, refused > 0 {
+            problems.append(
+                Problem(
+                    what: "\(Format.count(refused, "system call")) refused to the agent: a fault in it, or "
+                        + "somebody else's code.",
+                    remedy:
+                        "See its log for the last one's number, and report it. To run without the filter: "
+                        + "mesh-agent run --no-seccomp."))
         }
         if status.breakers.heldClosed > 0 {
             let count = Format.count(status.breakers.heldClosed, "breaker")

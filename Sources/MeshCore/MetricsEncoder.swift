@@ -210,6 +210,9 @@ public struct MetricsEncoder: Sendable {
         writer.family(
             "mesh_agent_lease_age_seconds", .gauge, "Time since the lease was last renewed, in seconds.")
         writer.sample("mesh_agent_lease_age_seconds", [], nanoseconds: snapshot.leaseAge)
+        writer.family(
+            "mesh_agent_refused_calls", .counter, "System calls that were refused to the agent itself.")
+        writer.sample("mesh_agent_refused_calls_total", [], snapshot.refusedCalls)
     }
 
     private func encodeProcess(_ process: MetricsSnapshot.Process, _ writer: inout MetricsWriter) {

@@ -95,30 +95,35 @@ public struct Capabilities: OptionSet, Sendable {
     public let rawValue: UInt64
     /// Wraps the bits of `CapEff`.
     public init(rawValue: UInt64) { self.rawValue = rawValue }
+    /// Listening on ports below 1024.
+    public static let netBindService = Capabilities(rawValue: 1 << 10)
     /// Attaching to network devices and cgroups.
     public static let netAdmin = Capabilities(rawValue: 1 << 12)
     /// Stands for all that the finer ones allow.
     public static let sysAdmin = Capabilities(rawValue: 1 << 21)
+    /// Raising the priority of threads.
+    public static let sysNice = Capabilities(rawValue: 1 << 23)
     /// Tracing programs.
     public static let perfmon = Capabilities(rawValue: 1 << 38)
     /// Loading eBPF programs and maps.
     public static let bpf = Capabilities(rawValue: 1 << 39)
 
     /// The capabilities that the calling thread has now.
-    public static func effective() throws(SystemError) -> Capabilities {
-        guard let found = effective(status: try readText("/proc/thread-self/status")) else {
-            throw SystemError("find", "CapEff in /proc/thread-self/status", errno: ENOENT)
-        }
-        return found
-    }
+    public static func effective() throws(SystemError) -> Capabilities { try Privileges.now().capabilities }
 
-    /// The capabilities in the text of /proc/PID/status.
-    static func effective(status: String) -> Capabilities? {
-        for line in status.split(separator: "\n") where line.hasPrefix("CapEff:") {
-            let digits = line.dropFirst(7).drop { $0 == "\t" || $0 == " " }
-            return UInt64(digits, radix: 16).map(Capabilities.init)
+    /// Their names in the kernel's order, those that have none here as `CAP_` and a number.
+    public var names: [String] {
+        (0..<64).filter { rawValue >> $0 & 1 == 1 }.map { bit in
+            switch Capabilities(rawValue: 1 << bit) {
+            case .netBindService: "CAP_NET_BIND_SERVICE"
+            case .netAdmin: "CAP_NET_ADMIN"
+            case .sysAdmin: "CAP_SYS_ADMIN"
+            case .sysNice: "CAP_SYS_NICE"
+            case .perfmon: "CAP_PERFMON"
+            case .bpf: "CAP_BPF"
+            default: "CAP_\(bit)"
+            }
         }
-        return nil
     }
 }
 

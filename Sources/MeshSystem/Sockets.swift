@@ -73,7 +73,7 @@ public struct Listener: ~Copyable, Sendable {
                 switch number {
                 case EADDRINUSE: "stop the program that listens there, or choose another address or port"
                 case EADDRNOTAVAIL: "choose an address that this machine has"
-                case EACCES: "choose a port from 1024 upward, or run as root"
+                case EACCES: "choose a port from 1024 upward, or lower net.ipv4.ip_unprivileged_port_start"
                 default: nil
                 }
             throw SystemError(operation, "\(host):\(port)", errno: number, hint: hint)

@@ -64,6 +64,7 @@ public struct SystemError: Error, Equatable, Sendable, CustomStringConvertible {
     private static func advice(_ errno: Int32) -> String? {
         switch errno {
         case EMFILE: "raise the limit of open files (ulimit -n)"
+        case EROFS: "choose a place that it may write to (systemd: RuntimeDirectory=, ReadWritePaths=)"
         case ENFILE: "raise fs.file-max: the whole machine has too many files open"
         default: nil
         }

@@ -90,10 +90,21 @@ import Testing
 
     @Test(
         arguments: [
+            (Capabilities(rawValue: ~0), Capabilities([.bpf, .netAdmin, .perfmon, .sysNice])),
+            ([.bpf, .netAdmin, .perfmon], [.bpf, .netAdmin, .perfmon]), ([.sysNice], [.sysNice]),
+            ([.netAdmin, .sysAdmin, .netBindService], [.netAdmin, .sysAdmin]),
+            ([.bpf, .netAdmin, .sysAdmin], [.bpf, .netAdmin, .sysAdmin]), ([], []),
+        ] as [(Capabilities, Capabilities)]) func keptPrivileges(held: Capabilities, kept: Capabilities)
+    {
+        #expect(KernelProbe.wanted(of: held) == kept)
+    }
+
+    @Test(
+        arguments: [
             (Capabilities([.bpf, .netAdmin, .perfmon]), "the capabilities needed are there"),
             ([.sysAdmin, .netAdmin], "the capabilities needed are there"),
             ([.bpf], "missing CAP_NET_ADMIN, CAP_PERFMON"), ([.sysAdmin], "missing CAP_NET_ADMIN"),
-            ([], "missing CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON"),
+            ([], "missing CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF"),
         ] as [(Capabilities, String)]) func privileges(held: Capabilities, detail: String)
     {
         let result = KernelProbe.checkPrivileges(held)

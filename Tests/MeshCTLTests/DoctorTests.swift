@@ -101,6 +101,17 @@ import Testing
         #expect(foreign?.detail.contains("does not answer as a mesh-agent does") == true)
     }
 
+    @Test("What the agent that runs may do")
+    func privileges() throws {
+        for (answer, ok) in [(Fixture.status, true), (Fixture.troubledStatus, false)] {
+            let agent = TestServer { _ in .json(answer) }
+            defer { agent.stop() }
+            let check = try #require(try checks(config: "{}", control: agent.path)["agent's privileges"])
+            #expect(check.ok == ok && !check.required && (check.remedy == nil) == ok)
+        }
+        #expect(try checks(config: "{}")["agent's privileges"] == nil)
+    }
+
     @Test("The metrics port: an agent's, or another program's")
     func port() throws {
         let agent = try listener(

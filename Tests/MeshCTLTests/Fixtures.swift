@@ -7,7 +7,8 @@ enum Fixture {
     static let status = """
         {"version":"0.1.0","pid":1234,"kernel":"6.18.44","abi_version":1,"started_at":"2026-01-01T23:51:05Z",
          "uptime_seconds":11580,"config":{"path":"/etc/mesh-agent/config.json","loaded_at":"2026-01-01T23:51:05.250Z",
-         "error":null},"cgroup":"/","hooks":[
+         "error":null},"privileges":{"capabilities":["CAP_NET_ADMIN","CAP_PERFMON","CAP_BPF"],
+         "no_new_privileges":true,"calls_filtered":true,"calls_refused":0},"cgroup":"/","hooks":[
          {"name":"connect4","where":"cgroup /","attached":true,"detail":""},
          {"name":"connect6","where":"cgroup /","attached":true,"detail":""},
          {"name":"sock_ops","where":"cgroup /","attached":true,"detail":""}],
@@ -24,6 +25,7 @@ enum Fixture {
         {"version":"0.1.0","pid":1234,"kernel":"6.18.44","abi_version":1,"started_at":"2026-01-01T23:51:05Z",
          "uptime_seconds":11580,"config":{"path":"/etc/mesh-agent/config.json","loaded_at":"2026-01-01T23:51:05.250Z",
          "error":"/etc/mesh-agent/config.json:7: services[0].breaker.openFor: \\"5\\" needs a unit"},
+         "privileges":{"capabilities":[],"no_new_privileges":false,"calls_filtered":false,"calls_refused":1},
          "cgroup":"/","hooks":[
          {"name":"connect4","where":"cgroup /","attached":true,"detail":""},
          {"name":"connect6","where":"cgroup /","attached":false,"detail":"operation not permitted"}],

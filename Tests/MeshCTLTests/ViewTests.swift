@@ -12,6 +12,7 @@ import Testing
             """
             agent        mesh-agent 0.1.0, pid 1234, up 3h13m
             kernel       6.18.44, ABI 1, cgroup /
+            privileges   CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF; no new ones; system calls filtered, 0 refused
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
@@ -31,6 +32,8 @@ import Testing
             """
             agent        mesh-agent 0.1.0, pid 1234, up 3h13m
             kernel       6.18.44, ABI 1, cgroup /
+            privileges   CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF; no new ones; system calls
+                         filtered, 0 refused
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
@@ -60,6 +63,7 @@ import Testing
             """
             agent        mesh-agent 0.1.0, pid 1234, up 3h13m
             kernel       6.18.44, ABI 1, cgroup /
+            privileges   none; execve() may bring more; system calls not filtered
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
             hooks        1 of 2 attached: connect4
             interfaces   none
@@ -71,13 +75,15 @@ import Testing
             series       20,000 of 20,000, 7 dropped
             stamps       sent 0, no room 0, out of scope 0; received 0, out of scope 0
 
-            9 problems
+            10 problems
             ! The lease is over: the kernel admits everything, whatever automatic breakers say.
               The agent is stopped or starved. See its log and its CPU limit, and whether pid 1234 runs.
             ! Hook connect6 is not attached at cgroup /: operation not permitted
               What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent.
             ! The last reload was refused: /etc/mesh-agent/config.json:7: services[0].breaker.openFor: "5" needs a unit
               The configuration loaded at 2026-01-01 23:51:05Z is still in force. Correct the file, then: kill -HUP 1234
+            ! 1 system call refused to the agent: a fault in it, or somebody else's code.
+              See its log for the last one's number, and report it. To run without the filter: mesh-agent run --no-seccomp.
             ! 1 breaker held closed that would be open: the limit of 1 open at once is reached.
               If so many fail, suspect this node or its network first. To let more open: breakers.maxOpenShare.
             ! 31 samples lost at ring: the counts are short by these.
@@ -356,7 +362,7 @@ import Testing
         (
             120,
             """
-            mesh-agent 0.1.0 up 3h13m  9 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
+            mesh-agent 0.1.0 up 3h13m  10 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
 
             SERVICE                                 ROLE       RATE  ERRORS     P50     P90     P99  REJECTED/S  BREAKER
             payments                                client   1.2k/s   12.3%   1.2ms  34.8ms   250ms           -  open
@@ -376,7 +382,7 @@ import Testing
         (
             80,
             """
-            mesh-agent 0.1.0 up 3h13m  9 problems: meshctl status  lease EXPIRED  1 open
+            mesh-agent 0.1.0 up 3h13m  10 problems: meshctl status  lease EXPIRED  1 open
 
             SERVICE             ROLE       RATE  ERRORS     P50     P99  BREAKER
             payments            client   1.2k/s   12.3%   1.2ms   250ms  open

@@ -89,6 +89,16 @@ int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
 void mesh_return_large_blocks(void);
 /* Gives what is free to the kernel. */
 void mesh_trim_heap(void);
+/* Gives up every capability (by bit, as in CapEff) but `keep`, in every set, and gains none by
+ * execve() from now on. For the calling thread and those that it starts. */
+int mesh_reduce_capabilities(uint64_t keep);
+/* From now on, no thread may make system calls but those that sandbox.c lists. It takes
+ * no_new_privs. */
+int mesh_filter_calls(void);
+/* How many calls the filter has refused, and the number of the last one. */
+uint64_t mesh_refused_calls(int *last);
+/* Sends a datagram to a UNIX socket; a path that begins with @ is in the abstract namespace. */
+int mesh_send_to(const char *path, const char *message);
 /* deflateInit2() with a gzip header; a zlib status. */
 int mesh_gzip_begin(z_stream *stream, int level);
 
