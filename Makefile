@@ -1,7 +1,7 @@
 # The front door: each target does one whole thing, from a fresh clone.
 # BOOTSTRAP=no skips the look for missing packages; SWIFT_BUILD_FLAGS goes to `swift build`.
 .DEFAULT_GOAL := help
-.PHONY: demo run build test unit kernel test-kernels bench check format help clean
+.PHONY: demo run build deb test unit kernel test-kernels bench check format help clean
 .NOTPARALLEL:
 
 SHELL := /bin/bash
@@ -32,6 +32,10 @@ run: build ## Run the agent on this host with no configuration (watches all, bre
 build: ## Build .build/release/mesh-agent and .build/release/meshctl
 	$(call bootstrap,build)
 	@$(swift) build -c release --static-swift-stdlib $(SWIFT_BUILD_FLAGS)
+
+deb: build ## Make a Debian package of it, in .build/deb
+	$(call bootstrap,deb)
+	@packaging/build-deb
 
 test: ## Build, then run every test: unit, real kernel, real servers
 	$(call bootstrap,test)
