@@ -23,6 +23,10 @@ from debian import KERNELS, ROOT, NoKernel, kernel
 from machine import Died, boot
 
 HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from meshtest.agent import native  # noqa: E402
+
 # Emulation takes ten to fifty times longer than the processor; what waits for the network does not.
 TIME_SCALE = "20"
 # Too old for the agent: there it must say so.
@@ -112,6 +116,9 @@ def main():
 
     # So that a machine ends with this, whoever ends it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # What a machine cannot make by itself.
+    native("confine")
+    native("calls", "Sources/CMeshSystem/sandbox.c")
     told, counts, failed = {}, {}, False
     for name in options.kernels or KERNELS:
         try:
