@@ -85,6 +85,7 @@ struct sock {
 	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
 	int sk_err;
+	u16 sk_type;
 	u8 sk_shutdown;
 };
 
