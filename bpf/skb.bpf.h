@@ -591,9 +591,6 @@ static __noinline int on_end(struct mesh_connection *connection, struct tcp_sock
 	}
 	if (connection->adopted)
 		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
-	/* After the samples above: TCP has yet to take it. */
-	if (!egress && (packet->flags & TCP_FIN))
-		connection->fin_received = 1;
 	return 0;
 }
 

@@ -191,3 +191,22 @@ def test_a_hundred_thousand_destinations(start_agent, world):
     assert metrics.value("mesh_connections_failed_total", service="other") == count - limit
     assert metrics.value("process_resident_memory_bytes") - before < 16 << 20
     assert agent.lost() == 0
+
+
+@pytest.mark.limit(1500)
+def test_a_peer_that_sends_what_no_tcp_would(start_agent, world):
+    """Segments that overlap, leave holes, repeat, reset and end where they should not: each connection is
+    opened and ended once, its bytes are those that the server read, and no request is counted twice."""
+    agent = start_agent({"services": [{"name": "web", "endpoints": ["10.78.0.1:9001"]}]})
+    tun(world.near)
+    found = fuzz(world.near, world.host.tests, "segments", SEED, inputs(20_000), corpus("goodbye"))
+    value = lambda name: agent.metrics().value(name, service="web", role="server")
+    agent.expect(lambda: value("mesh_connections_opened_total"), found["connections"])
+    agent.expect(lambda: value("mesh_connections_active"), 0)
+    assert value("mesh_received_bytes_total") == found["bytes"]
+    codes = agent.codes("web", "server")
+    assert set(codes) <= {"200", "aborted", "reset", "ok"}
+    # An answer to what was no request, or to the rest of one, answers nothing.
+    assert found["answers"] * 0.3 < codes["200"] <= found["answers"]
+    assert sum(codes.values()) <= found["segments"]
+    assert agent.lost() == 0
