@@ -1,7 +1,7 @@
 # The front door: each target does one whole thing, from a fresh clone.
 # BOOTSTRAP=no skips the look for missing packages; SWIFT_BUILD_FLAGS goes to `swift build`.
 .DEFAULT_GOAL := help
-.PHONY: demo run build deb test unit kernel test-kernels bench check format help clean
+.PHONY: demo run build deb test unit kernel test-kernels fuzz bench check format help clean
 .NOTPARALLEL:
 
 SHELL := /bin/bash
@@ -52,6 +52,11 @@ kernel: build ## Run the tests on the real kernel alone (root)
 test-kernels: build ## Run the essential kernel tests on other kernels, in QEMU; KERNELS="6.1 6.12" for some
 	$(call bootstrap,kernels)
 	@$(PYTHON) -B Tests/kernels/run.py $(KERNELS)
+
+# Optimised, or a million inputs of each kind would take hours.
+fuzz: build ## Feed every parser and the kernel side a million hostile inputs; SEED, INPUTS (root)
+	$(call bootstrap,test)
+	@INPUTS=$${INPUTS:-1000000} scripts/fuzz
 
 bench: build ## Measure it beside Envoy, HAProxy and no mesh at all; SCENARIO=name for one (root)
 	$(call bootstrap,bench)

@@ -41,6 +41,10 @@ let package = Package(
         .testTarget(name: "BPFRuntimeTests", dependencies: ["BPFRuntime"]),
         .testTarget(name: "MeshAgentTests", dependencies: ["MeshAgent"]),
         .testTarget(name: "MeshCTLTests", dependencies: ["MeshCTL"]),
+        // Everything that parses bytes from outside, against hostile ones: see `make fuzz`.
+        .testTarget(
+            name: "FuzzTests", dependencies: ["MeshAgent", "MeshCTL", "MeshCore", "CMeshABI"],
+            exclude: ["Corpus"]),
     ],
     swiftLanguageModes: [.v6]
 )

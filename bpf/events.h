@@ -99,7 +99,9 @@ static __always_inline void fill_sample(struct mesh_sample *sample,
 	if (tcp) {
 		/* Exchanged, so that samples of both directions add up whatever their order. */
 		u64 sent = tcp->bytes_sent - tcp->bytes_retrans;
-		u64 received = tcp->bytes_received - connection->fin_received;
+		/* Which counts a FIN as a byte. */
+		u64 received = tcp->bytes_received -
+			       (sock_of(tcp)->__sk_common.skc_flags >> SOCK_DONE & 1);
 		u32 retransmits = tcp->total_retrans;
 
 		sample->sent_bytes =

@@ -33,6 +33,7 @@ typedef __s64 s64;
 /* From headers that a BPF target cannot include. */
 #define AF_INET6 10
 #define SOCK_STREAM 1
+#define SOCK_DONE 1 /* include/net/sock.h: a bit of skc_flags; the peer's FIN was taken */
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define SHUTDOWN_MASK 3 /* include/net/sock.h: both directions */
@@ -82,12 +83,14 @@ struct sock_common {
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	unsigned long skc_flags;
 };
 
 struct sock {
 	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
 	int sk_err;
+	u16 sk_type;
 	u8 sk_shutdown;
 };
 

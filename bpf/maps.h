@@ -45,12 +45,11 @@ struct mesh_connection {
 	u8 decision;	  /* request direction: what admit() said of the pending request */
 	u8 probe_connect; /* its connect() was a probe, so its first request belongs to it */
 	u8 connect_decision;
-	u8 farewell;	 /* request direction: the pending request was the client's goodbye */
-	u8 answered;	 /* response direction: some request has had its response */
-	u8 protocol;	 /* response direction: enum mesh_protocol */
-	u8 interim;	 /* response direction: enum interim */
-	u8 status_len;	 /* response direction: bytes of `status` that are filled */
-	u8 fin_received; /* tcp_sock.bytes_received counts a FIN as a byte */
+	u8 farewell;   /* request direction: the pending request was the client's goodbye */
+	u8 answered;   /* response direction: some request has had its response */
+	u8 protocol;   /* response direction: enum mesh_protocol */
+	u8 interim;    /* response direction: enum interim */
+	u8 status_len; /* response direction: bytes of `status` that are filled */
 	u32 retransmits_reported;
 	u64 workload;
 

@@ -73,7 +73,7 @@ static __noinline u32 skip_extensions(struct __sk_buff *skb, u32 offset, u8 next
 		next = header[0];
 		offset += 8 + header[1] * 8;
 	}
-	return 0;
+	return next == IPPROTO_TCP ? offset : 0;
 }
 
 /* Finds the TCP header of a packet that begins with its network header. */

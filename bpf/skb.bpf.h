@@ -146,7 +146,9 @@ static __noinline struct mesh_connection *adopt(struct __sk_buff *skb, struct tc
 	struct mesh_tuple tuple;
 	u32 *words, size, service;
 
-	if (!tcp || state_of(tcp) != BPF_TCP_ESTABLISHED)
+	/* A connected raw socket of TCP's protocol number looks established, and has no tcp_sock.
+	 */
+	if (!tcp || sock_of(tcp)->sk_type != SOCK_STREAM || state_of(tcp) != BPF_TCP_ESTABLISHED)
 		return NULL;
 	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!connection) {
@@ -479,8 +481,11 @@ static __always_inline u32 on_response(struct __sk_buff *skb, struct mesh_connec
 		connection->protocol = MESH_PROTOCOL_HTTP;
 	} else {
 		if (connection->role == MESH_ROLE_SERVER && !connection->tls &&
-			connection->status[0] == TLS_HANDSHAKE && connection->status[1] == 3) {
-			/* The request that came as the socket was made was a handshake. */
+			filled == STATUS_BYTES && connection->status[0] == TLS_HANDSHAKE &&
+			connection->status[1] == 3 &&
+			connection->request_start_ns == connection->opened_ns) {
+			/* The request that came as the socket was made, unseen, was a handshake.
+			 */
 			connection->tls = 1;
 			connection->protocol = MESH_PROTOCOL_TLS;
 			__sync_lock_test_and_set(&connection->request_start_ns, 0);
@@ -586,9 +591,6 @@ static __noinline int on_end(struct mesh_connection *connection, struct tcp_sock
 	}
 	if (connection->adopted)
 		note(connection, tcp, MESH_EVENT_BYTES, MESH_OUTCOME_OK);
-	/* After the samples above: TCP has yet to take it. */
-	if (!egress && (packet->flags & TCP_FIN))
-		connection->fin_received = 1;
 	return 0;
 }
 

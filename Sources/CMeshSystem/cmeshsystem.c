@@ -34,6 +34,11 @@ int mesh_pidfd_open(int32_t pid)
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+int mesh_open_place(int directory, const char *name)
+{
+	return openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
 int mesh_unshare_network(void)
 {
 	return unshare(CLONE_NEWNET);

@@ -138,6 +138,7 @@ extension Engine {
                 "configured": .integer(services.configuredCount),
                 "discovered": .integer(services.discoveredCount),
                 "discovery_limit": .integer(configuration.limits.maxDiscoveredServices),
+                "over_limit_connections": .integer(counters[.overCap]),
             ],
             "breakers": [
                 "enforce": .integer(states.count { $0.policy.mode == .enforce }),

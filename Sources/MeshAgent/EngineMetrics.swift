@@ -30,6 +30,7 @@ extension Engine {
         snapshot.stamps.receivedOK = counters[.stampReceivedOK]
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
+        snapshot.overDiscoveryLimit = counters[.overCap]
         snapshot.leaseAge = MonotonicClock.now() - lastHeartbeat
         snapshot.refusedCalls = Privileges.refusedCalls.count
         if let process = try? ProcessStatistics.read() {

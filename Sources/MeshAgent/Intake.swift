@@ -93,7 +93,7 @@ struct Intake {
     }
 
     private mutating func other(_ record: UnsafeRawBufferPointer) {
-        if let discovery = SampleDiscovery(record: record) {
+        if let discovery = SampleDiscovery(record: record), ServiceTable.isDiscovered(discovery.service) {
             services.discovered(
                 id: discovery.service, role: discovery.role, address: discovery.address, port: discovery.port)
         } else {

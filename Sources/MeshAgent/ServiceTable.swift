@@ -23,6 +23,11 @@ struct ServiceTable {
     /// are configured services'.
     static let firstDiscovered = UInt32(MESH_MAX_SERVICES) - 10_000
 
+    /// Whether an ID is one that the kernel may give.
+    static func isDiscovered(_ id: UInt32) -> Bool {
+        (firstDiscovered..<UInt32(MESH_MAX_SERVICES)).contains(id)
+    }
+
     private(set) var byID: [UInt32: ServiceInfo] = [:]
     private(set) var idByName: [String: UInt32] = [:]
     /// The names by ID, for labels; empty where there is no service.
@@ -74,10 +79,11 @@ struct ServiceTable {
         return (ids, removed.sorted())
     }
 
-    /// Names a service that the kernel discovered; false if it was known already.
+    /// Names a service that the kernel discovered; false if it was known already, or if the ID is none that
+    /// the kernel may give.
     @discardableResult
     mutating func discovered(id: UInt32, role: Sample.Role, address: IPAddress, port: UInt16) -> Bool {
-        guard byID[id] == nil else { return false }
+        guard ServiceTable.isDiscovered(id), byID[id] == nil else { return false }
         let name =
             role == .server ? "*:\(port)" : AddressPort(address: address, port: port).description
         byID[id] = ServiceInfo(id: id, name: name, kind: .discovered, isActive: true)

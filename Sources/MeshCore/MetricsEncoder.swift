@@ -208,6 +208,10 @@ public struct MetricsEncoder: Sendable {
         writer.sample(
             "mesh_agent_series_dropped_total", [], snapshot.requests.dropped &+ snapshot.connections.dropped)
         writer.family(
+            "mesh_agent_over_discovery_limit", .counter,
+            "Connections whose service is other, because no more services were to be discovered.")
+        writer.sample("mesh_agent_over_discovery_limit_total", [], snapshot.overDiscoveryLimit)
+        writer.family(
             "mesh_agent_lease_age_seconds", .gauge, "Time since the lease was last renewed, in seconds.")
         writer.sample("mesh_agent_lease_age_seconds", [], nanoseconds: snapshot.leaseAge)
         writer.family(

@@ -162,6 +162,8 @@ public struct MetricsSnapshot: Sendable {
     public var kernel: String
     /// Samples lost, by the stage at which, each stage once.
     public var samplesLost: [(stage: String, count: UInt64)] = []
+    /// Connections that count as `other` because there were too many services to discover one more.
+    public var overDiscoveryLimit: UInt64 = 0
     /// How long ago the lease was last renewed, in nanoseconds.
     public var leaseAge: UInt64 = 0
     /// System calls that the agent's own filter refused.

@@ -81,21 +81,20 @@ public struct Listener: ~Copyable, Sendable {
         return Listener(socket, address: "\(host):\(name.port)", port: name.port, path: nil, inode: 0)
     }
 
-    /// Listens on a path that only this user reaches: the directory is made with mode 0700 if it is
+    /// Listens on a path that only this user and root reach: the directory is made with mode 0700 if it is
     /// missing, the socket has mode 0600. A socket that a dead process left is taken over.
     /// - Throws: `EADDRINUSE` when someone answers at that path, `EEXIST` when something that is no
-    ///   socket lies there.
+    ///   socket lies there, `EACCES` or `ELOOP` when others could put a socket of their own there.
     public static func unix(path: String, backlog: Int32 = 128) throws(SystemError) -> Listener {
         let operation = "listen on"
         guard var name = SocketAddress(path: path) else { throw SocketAddress.badPath(operation, path) }
-        let directory = directory(of: path)
-        if mkdir(directory, 0o700) != 0, errno != EEXIST {
-            throw SystemError("create the directory", directory)
-        }
-        // Of two agents that start together, the second must find the first one's socket alive.
-        let lock = try FileDescriptor(opening: directory, O_RDONLY | O_DIRECTORY)
+        let directory = try SocketDirectory.open(directory(of: path))
+        let file = path.split(separator: "/", omittingEmptySubsequences: false).last.map(String.init) ?? path
+        // Of two agents that start together, the second must find the first one's socket alive. A file of
+        // our own: whoever may read the directory could hold a lock on that for ever.
+        let lock = try lockFile(directory, file + ".lock", path)
         _ = retrying { flock(lock.descriptor, LOCK_EX) }
-        try removeStaleSocket(path, operation)
+        try removeStaleSocket(path, directory, file, operation)
 
         let socket = try makeSocket(AF_UNIX, operation, path, nonBlocking: true)
         // The path is made with the socket's own mode, so there is no moment in which others could connect.
@@ -103,12 +102,24 @@ public struct Listener: ~Copyable, Sendable {
         guard fchmod(socket.descriptor, 0o600) == 0,
             name.withPointer({ bind(socket.descriptor, $0, $1) }) == 0
         else { throw SystemError(operation, path) }
-        guard lstat(path, &status) == 0, listen(socket.descriptor, backlog) == 0 else {
+        guard fstatat(directory.descriptor, file, &status, AT_SYMLINK_NOFOLLOW) == 0,
+            listen(socket.descriptor, backlog) == 0
+        else {
             let error = SystemError(operation, path)
-            unlink(path)
+            unlinkat(directory.descriptor, file, 0)
             throw error
         }
         return Listener(socket, address: path, port: 0, path: path, inode: status.st_ino)
+    }
+
+    private static func lockFile(
+        _ directory: borrowing FileDescriptor, _ name: String, _ path: String
+    ) throws(SystemError) -> FileDescriptor {
+        let opened = retrying {
+            openat(directory.descriptor, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o600)
+        }
+        guard opened >= 0 else { throw SystemError("lock", path + ".lock") }
+        return FileDescriptor(owning: opened)
     }
 
     /// The next waiting connection, non-blocking and closed on exec; nil when none waits.
@@ -127,9 +138,11 @@ public struct Listener: ~Copyable, Sendable {
         }
     }
 
-    private static func removeStaleSocket(_ path: String, _ operation: String) throws(SystemError) {
+    private static func removeStaleSocket(
+        _ path: String, _ directory: borrowing FileDescriptor, _ file: String, _ operation: String
+    ) throws(SystemError) {
         var status = stat()
-        guard lstat(path, &status) == 0 else { return }
+        guard fstatat(directory.descriptor, file, &status, AT_SYMLINK_NOFOLLOW) == 0 else { return }
         guard status.st_mode & S_IFMT == S_IFSOCK else {
             throw SystemError(
                 operation, path, errno: EEXIST, reason: "something that is not a socket is there",
@@ -140,7 +153,9 @@ public struct Listener: ~Copyable, Sendable {
         } catch {
             switch error.errno {
             case ECONNREFUSED:
-                guard unlink(path) == 0 || errno == ENOENT else { throw SystemError("remove", path) }
+                guard unlinkat(directory.descriptor, file, 0) == 0 || errno == ENOENT else {
+                    throw SystemError("remove", path)
+                }
                 return
             case ENOENT: return
             // A full backlog: whoever it is, it lives.

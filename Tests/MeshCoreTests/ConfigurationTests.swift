@@ -75,6 +75,15 @@ private let second: UInt64 = 1_000_000_000
         #expect(configuration == expected)
     }
 
+    @Test func everyPrefix() {
+        let bytes = Array(Self.example.utf8)
+        for count in 0..<bytes.count {
+            #expect(throws: ConfigurationErrors.self) {
+                try Configuration.parse(bytes: Array(bytes.prefix(count)), file: "f")
+            }
+        }
+    }
+
     @Test func defaults() throws {
         let configuration = Configuration()
         #expect(try parse("{}") == configuration)

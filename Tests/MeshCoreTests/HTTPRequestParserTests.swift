@@ -229,28 +229,7 @@ private let seeds: [[UInt8]] = [
     "GET /a HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 ].map { Array($0.utf8) }
 
-private let fragments: [[UInt8]] = [
-    "\r\n", "\r", "\n", " ", "\t", ":", "%", "%00", "%zz", "Content-Length: 3\r\n", "Host: x\r\n", "\u{0}",
-    "\u{ff}",
-    "HTTP/1.1", "HTTP/2.0", "Transfer-Encoding: chunked\r\n", " folded\r\n", "999999999999999999999",
-].map { Array($0.utf8) }
-
-private func mutated(_ random: inout Generator) -> [UInt8] {
-    var bytes = seeds.randomElement(using: &random)!
-    for _ in 0..<Int.random(in: 0...4, using: &random) {
-        let at = Int.random(in: 0...bytes.count, using: &random)
-        switch Int.random(in: 0..<5, using: &random) {
-        case 0: bytes.insert(UInt8.random(in: 0...255, using: &random), at: at)
-        case 1: bytes.insert(contentsOf: fragments.randomElement(using: &random)!, at: at)
-        case 2: bytes.removeSubrange(at..<min(bytes.count, at + Int.random(in: 1...8, using: &random)))
-        case 3 where at < bytes.count: bytes[at] ^= 1 << UInt8.random(in: 0..<8, using: &random)
-        default: bytes.insert(contentsOf: bytes[..<min(at, 40)], at: at)
-        }
-    }
-    return bytes
-}
-
-@Suite struct HTTPRequestParserFuzzTests {
+@Suite struct HTTPRequestParserSplitTests {
     @Test func everySplitOfAGoodExchangeIsTheSame() {
         for bytes in seeds {
             let whole = parse(bytes)
@@ -259,31 +238,5 @@ private func mutated(_ random: inout Generator) -> [UInt8] {
                 #expect(parse(bytes, cuts: [cut]) == whole)
             }
         }
-    }
-
-    @Test func mutatedInputsParseAlikeHoweverSplit() {
-        var random = Generator(state: 42)
-        var refused = 0
-        var accepted = 0
-        for _ in 0..<50_000 {
-            let bytes = mutated(&random)
-            let whole = parse(bytes)
-            let cuts = (0..<3).map { _ in Int.random(in: 0...bytes.count, using: &random) }.sorted()
-            let split = parse(bytes, cuts: cuts)
-            let single = parse(bytes, cuts: Array(0..<bytes.count))
-            guard whole == split, whole == single else {
-                Issue.record(
-                    "depends on the split: \(String(decoding: bytes, as: UTF8.self).debugDescription)")
-                return
-            }
-            refused += whole.error == nil ? 0 : 1
-            accepted += whole.requests.count
-            if let error = whole.error, ![400, 413, 414, 417, 431, 501, 505].contains(error.status) {
-                Issue.record("unexpected status \(error.status)")
-            }
-        }
-        // Both sides of the parser were exercised.
-        #expect(refused > 10_000)
-        #expect(accepted > 10_000)
     }
 }

@@ -135,6 +135,42 @@ import Testing
         #expect(FileManager.default.fileExists(atPath: path))
     }
 
+    /// A link of one's own may be on the way, relative or not, but not be the directory itself. What others
+    /// could change is in Tests/system/test_hostile_clients.py, for it takes other users.
+    @Test(arguments: ["real", "./real", "../%/real", "/%"]) func aLinkOnTheWay(target: String) throws {
+        let scratch = try ScratchDirectory()
+        let name = scratch.path.split(separator: "/").last.map(String.init) ?? ""
+        let real = target == "/%" ? scratch.path : scratch.path + "/real"
+        try FileManager.default.createDirectory(
+            atPath: scratch.path + "/real", withIntermediateDirectories: false,
+            attributes: [.posixPermissions: 0o700])
+        try FileManager.default.createSymbolicLink(
+            atPath: scratch.path + "/link",
+            withDestinationPath: target == "/%" ? scratch.path : target.replacing("%", with: name))
+        let listener = try Listener.unix(path: scratch.path + "/link/below/control.sock")
+        _ = try FileDescriptor(connectingTo: real + "/below/control.sock", timeout: milliseconds(1000))
+        #expect(try mode(real + "/below") & 0o777 == 0o700)
+        do {
+            _ = try Listener.unix(path: scratch.path + "/link/control.sock")
+            Issue.record("took a link for the directory")
+        } catch {
+            #expect(error.errno == ELOOP)
+        }
+        _ = listener.descriptor
+    }
+
+    @Test func linksThatGoRoundAreNotFollowedForEver() throws {
+        let scratch = try ScratchDirectory()
+        try FileManager.default.createSymbolicLink(
+            atPath: scratch.path + "/round", withDestinationPath: "round")
+        do {
+            _ = try Listener.unix(path: scratch.path + "/round/below/control.sock")
+            Issue.record("found a directory behind a link to itself")
+        } catch {
+            #expect(error.errno == ELOOP)
+        }
+    }
+
     @Test func somethingElseIsThere() throws {
         let scratch = try ScratchDirectory()
         let path = scratch.path + "/control.sock"

@@ -34,6 +34,7 @@ FAMILIES = {
     "mesh_stamps_total": ("counter", {"direction", "result"}),
     "mesh_agent_build_info": ("gauge", {"version", "kernel"}),
     "mesh_agent_samples_lost_total": ("counter", {"stage"}),
+    "mesh_agent_over_discovery_limit_total": ("counter", set()),
     "mesh_agent_series_dropped_total": ("counter", set()),
     "mesh_agent_lease_age_seconds": ("gauge", set()),
     "mesh_agent_refused_calls_total": ("counter", set()),

@@ -69,6 +69,8 @@ int mesh_accept(int listener);
 /* SO_PEERCRED. */
 int mesh_peer_credentials(int socket, int32_t *pid, uint32_t *uid, uint32_t *gid);
 int mesh_pidfd_open(int32_t pid);
+/* openat() with O_PATH, O_NOFOLLOW and O_CLOEXEC: to look at what is there, be it a link. */
+int mesh_open_place(int directory, const char *name);
 /* unshare(CLONE_NEWNET): the calling thread gets a network namespace of its own. */
 int mesh_unshare_network(void);
 /* Returns an errno value. */

@@ -1,5 +1,4 @@
-// Breaks bytes at random, the same way in every run.
-
+// Breaks bytes at random, the same way for the same seed.
 import MeshCore
 
 extension SplitMix64 {
@@ -21,5 +20,12 @@ extension SplitMix64 {
             }
         }
         return bytes
+    }
+
+    /// Two inputs that swap their ends somewhere.
+    mutating func spliced(_ head: [UInt8], _ tail: [UInt8]) -> [UInt8] {
+        let cut = Int.random(in: 0...head.count, using: &self)
+        let from = Int.random(in: 0...tail.count, using: &self)
+        return Array(head[..<cut] + tail[from...])
     }
 }

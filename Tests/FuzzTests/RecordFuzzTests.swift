@@ -1,0 +1,60 @@
+// Records of the ring buffer. The kernel wrote them, and they are checked all the same: none may crash the
+// agent or grow its tables past their limits, and each is counted once.
+import CMeshABI
+import MeshCore
+import Testing
+
+@testable import MeshAgent
+@testable import MeshCore
+
+@Suite(.serialized) struct RecordFuzzTests {
+    @Test func records() throws {
+        var configuration = Configuration()
+        configuration.limits.maxSeries = 1000
+        var policy = BreakerPolicy()
+        policy.consecutiveFailures = 3
+        var book = BreakerBook(share: 1)
+        _ = book.configure((1...4).map { ($0, policy) }, share: 1, at: 1)
+        var intake = Intake(
+            workloads: WorkloadDirectory(root: "/nowhere"), breakers: book, traffic: Traffic(configuration))
+        _ = intake.services.configure((1...4).map { Configuration.Service(name: "s\($0)", endpoints: []) })
+        intake.isFollowed = true
+        var inputs: UInt64 = 0
+        var announced: UInt64 = 0
+        // Services, addresses, times: what makes fields plausible again.
+        let words = [
+            "\u{1}\u{0}\u{0}\u{0}", "\u{2}", "\u{3}", "\u{7}", "\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}",
+        ]
+        try Fuzzer("record", short: 20_000, words: words).run { input, _ in
+            inputs += 1
+            let before = intake.received
+            input.withUnsafeBytes { record in
+                if !intake.decide(record) { _ = intake.takeUnsettled() }
+                if !intake.count(record) { _ = intake.takeWork() }
+                announced +=
+                    SampleDiscovery(record: record).map { ServiceTable.isDiscovered($0.service) } == true
+                    ? 1 : 0
+            }
+            try holds(
+                intake.received + intake.malformed + announced == inputs,
+                "\(inputs) records, of them \(intake.received) received, \(intake.malformed) malformed, "
+                    + "\(announced) announcements")
+            try holds(intake.traffic.requests.count <= 8000, "\(intake.traffic.requests.count) series")
+            try holds(intake.services.labels.count <= Int(MESH_MAX_SERVICES), "a label for each number")
+            if inputs % 4096 == 0 { intake.sweep(at: inputs) }
+            return intake.received > before
+        }
+        var encoder = MetricsEncoder()
+        let snapshot = MetricsSnapshot(
+            services: intake.services.labels, workloads: intake.workloads.names, namesGeneration: 0,
+            requests: intake.traffic.requests, connections: intake.traffic.connections, version: "0",
+            kernel: "0")
+        for format in [MetricsFormat.text, .openMetrics] {
+            for line in encoder.encode(snapshot, as: format).split(separator: 0x0a) {
+                #expect(
+                    line.starts(with: "# ".utf8) || line.starts(with: "mesh_".utf8)
+                        || line.starts(with: "process_".utf8))
+            }
+        }
+    }
+}
