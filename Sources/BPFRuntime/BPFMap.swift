@@ -57,6 +57,14 @@ public struct BPFMap: ~Copyable, Sendable {
         return try BPFMap(FileDescriptor(owning: result), name: name)
     }
 
+    /// Opens a map that is pinned.
+    /// - Throws: `ENOENT` if there is none at that path.
+    public static func pinned(at path: String, name: String) throws(SystemError) -> BPFMap {
+        let result = bpf_obj_get(path)
+        guard result >= 0 else { throw SystemError("open", "the eBPF map \(path)", errno: -result) }
+        return try BPFMap(FileDescriptor(owning: result), name: name)
+    }
+
     /// The map's descriptor.
     public var descriptor: Int32 { file.descriptor }
 
@@ -181,6 +189,41 @@ public struct BPFMap: ~Copyable, Sendable {
                 result = bpf_map_get_next_key(descriptor, next, next)
             }
             guard result == 0 || result == -ENOENT else { throw failure("list", result) }
+        }
+        return found
+    }
+
+    /// All entries, in few system calls where the kernel can. Those that come or go meanwhile may be missing.
+    public func entries<Key: BitwiseCopyable, Value: BitwiseCopyable>(
+        keys _: Key.Type = Key.self, values _: Value.Type = Value.self
+    ) throws(SystemError) -> [(key: Key, value: Value)] {
+        check(Key.self, keySize, stride: true)
+        check(Value.self, valueSize, stride: true)
+        var found: [(key: Key, value: Value)] = []
+        // A batch ends between two buckets of a hash table, so there must be room for all of one.
+        let room = 4096
+        let keys = UnsafeMutableBufferPointer<Key>.allocate(capacity: room)
+        let values = UnsafeMutableBufferPointer<Value>.allocate(capacity: room)
+        // The place to go on from: a number for hash tables, a key for tries.
+        let place = UnsafeMutableRawPointer.allocate(byteCount: max(8, keySize), alignment: 8)
+        defer {
+            keys.deallocate()
+            values.deallocate()
+            place.deallocate()
+        }
+        var isFirst = true
+        while true {
+            var count = UInt32(room)
+            let result = bpf_map_lookup_batch(
+                descriptor, isFirst ? nil : place, place, keys.baseAddress, values.baseAddress, &count, nil)
+            if Self.lacksBatches(result) { break }
+            guard result == 0 || result == -ENOENT else { throw failure("list", result) }
+            for index in 0..<Int(count) { found.append((keys[index], values[index])) }
+            if result == -ENOENT { return found }
+            isFirst = false
+        }
+        for key in try self.keys(as: Key.self) {
+            if let value = try lookup(key, as: Value.self) { found.append((key, value)) }
         }
         return found
     }

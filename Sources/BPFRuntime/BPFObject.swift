@@ -56,6 +56,23 @@ public struct BPFObject: ~Copyable {
         guard result == 0 else { throw SystemError("size", "the eBPF map \(name)", errno: -result) }
     }
 
+    /// Says where `load` finds a map, or pins it if it is not there.
+    public func setPin(ofMap name: String, _ path: String) throws(SystemError) {
+        let result = bpf_map__set_pin_path(try findMap(name), path)
+        guard result == 0 else { throw SystemError("pin", "the eBPF map \(name)", errno: -result) }
+    }
+
+    /// Whether a map that is pinned somewhere is as this object wants it.
+    public func fits(map name: String, pinned path: String) -> Bool {
+        guard let wanted = try? findMap(name), let found = try? BPFMap.pinned(at: path, name: name) else {
+            return false
+        }
+        return found.type == bpf_map__type(wanted) && found.keySize == Int(bpf_map__key_size(wanted))
+            && found.valueSize == Int(bpf_map__value_size(wanted))
+            && found.maxEntries == Int(bpf_map__max_entries(wanted))
+            && found.flags == bpf_map__map_flags(wanted)
+    }
+
     /// Says whether `load` loads a program; by default it loads all.
     public func setAutoload(ofProgram name: String, _ on: Bool) throws(SystemError) {
         let result = bpf_program__set_autoload(try findProgram(name), on)

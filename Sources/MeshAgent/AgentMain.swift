@@ -76,6 +76,10 @@ private func check(_ options: AgentOptions) -> Int32 {
 }
 
 private func run(_ options: AgentOptions) -> Int32 {
+    if StartStep.isListWanted {
+        for name in StartStep.names { print(name) }
+        return 0
+    }
     Heap.returnLargeBlocks()
     let log = Log(format: options.logFormat, level: options.logLevel)
     var configuration = Configuration()
@@ -102,12 +106,66 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     let signals = try SignalDescriptor()
     signal(SIGPIPE, SIG_IGN)
     try KernelSide.checkMachine(configuration)
-    // Two agents would each count every request: the control socket tells whether one is there.
+    // Two agents would each count every request, and each write what the other enforces.
+    let instance = options.instance
+    let lock = try takeLock(instance, signals)
+    defer { withExtendedLifetime(lock) {} }
+    StartStep.reached("locked")
     let control = try Listener.unix(path: options.control)
     let address = options.listen ?? configuration.listen
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
+    StartStep.reached("listening")
     _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
-    let kernel = try KernelSide(configuration: configuration)
+    let pins = PinDirectory(instance)
+    let isTakeover = pins.hasMaps
+    let kernel: KernelSide
+    do throws(SystemError) {
+        kernel = try KernelSide(configuration: configuration, instance: instance)
+    } catch {
+        if !isTakeover { _ = try? pins.removeAll() }
+        throw error
+    }
+    do throws(SystemError) {
+        try serve(options, configuration, log, signals, kernel, control, metrics, address)
+    } catch {
+        // What an earlier agent enforced goes on; what this one began does not.
+        if kernel.isTakeover { kernel.keep() } else { kernel.detach() }
+        throw error
+    }
+}
+
+/// How long an agent waits for the one before it to end: a rolling update starts the next while it does.
+private let lockPatience: UInt64 = 10_000_000_000
+
+/// Makes this the only agent of its instance.
+private func takeLock(
+    _ instance: Instance, _ signals: borrowing SignalDescriptor
+) throws(SystemError) -> FileLock {
+    let directory = directory(of: instance.control)
+    if mkdir(directory, 0o700) != 0, errno != EEXIST { throw SystemError("create the directory", directory) }
+    let deadline = MonotonicClock.now() + lockPatience
+    while true {
+        var holder: Int32?
+        switch try FileLock.attempt(instance.lock) {
+        case .taken(let lock): return lock
+        case .held(let pid): holder = pid
+        }
+        let isTold = signals.next() != nil
+        guard !isTold, MonotonicClock.now() < deadline else {
+            throw SystemError(
+                "use", instance.control, errno: isTold ? EINTR : EADDRINUSE,
+                reason: "another agent\(holder.map { " (pid \($0))" } ?? "") has it",
+                hint: "stop it first, or choose another path with --control")
+        }
+        usleep(10_000)
+    }
+}
+
+private func serve(
+    _ options: AgentOptions, _ configuration: Configuration, _ log: Log,
+    _ signals: consuming SignalDescriptor,
+    _ kernel: KernelSide, _ control: consuming Listener, _ metrics: consuming Listener, _ address: AddressPort
+) throws(SystemError) {
     let log = try log.onThread()
     defer { log.flush() }
     let shared = try SharedState(listenAddress: address.description)

@@ -80,6 +80,20 @@ struct BreakerBook {
         return changes
     }
 
+    /// Goes on with a breaker where an earlier agent ended.
+    /// - Parameters:
+    ///   - word: What the kernel has been told of it.
+    ///   - override: The one that the word tells of.
+    mutating func restore(
+        _ service: UInt32, _ word: BreakerKernelWord, override: BreakerOverride?, at now: UInt64
+    ) {
+        guard let index = slot(of: service) else { return }
+        let before = slots[index].breaker.holdsOpen
+        slots[index].breaker.restore(word, override: override, at: now)
+        slots[index].written = word
+        afterChange(of: index, heldOpen: before)
+    }
+
     /// What a sample did to a breaker.
     struct Change {
         let slot: Int

@@ -64,6 +64,8 @@ final class Engine {
     private(set) var lastHeartbeat: UInt64 = 0
     /// How many breakers may reject right now: what the kernel's tc programs look at first.
     private var enforcing: UInt32 = 0
+    /// What an earlier agent left, until the configuration is applied to it.
+    private var inherited: Inheritance?
     private var stopping = false
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
@@ -81,7 +83,7 @@ final class Engine {
     var samplesMalformed: UInt64 { intake.malformed }
 
     init(
-        options: AgentOptions, configuration: Configuration, kernel: consuming KernelSide,
+        options: AgentOptions, configuration: Configuration, kernel: KernelSide,
         links: consuming LinkMonitor,
         signals: consuming SignalDescriptor, shared: SharedState, log: Log
     ) throws(SystemError) {
@@ -114,18 +116,31 @@ final class Engine {
     /// Applies the configuration, attaches, and runs until it is told to stop.
     /// - Throws: What keeps it from starting.
     func run() throws(SystemError) {
+        if kernel.isTakeover { try restore() }
         try apply(configuration)
-        heartbeat(MonotonicClock.now())
+        StartStep.reached("leased")
         try kernel.attach()
+        for failure in kernel.sweep() {
+            log.write(
+                .warning, "something of an earlier agent is left", ["error": .string(failure.description)])
+        }
+        StartStep.reached("swept")
+        if let error = kernel.pinError {
+            log.write(
+                .warning, "what is enforced ends with the agent: it cannot be pinned",
+                ["error": .string(error.description)])
+        }
         if let refused = MeshSystem.Thread.favour(realTime: true) {
             log.write(
                 .info, "on a busy machine breakers may be late: the agent may not raise its priority",
                 ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
         }
         shared.setReady(true)
+        StartStep.reached("ready")
         log.write(
             .info, "ready",
             [
+                "takeover": .bool(kernel.isTakeover), "pins": kernel.pins.map { .string($0.path) } ?? .null,
                 "cgroup": .string(kernel.cgroupPath), "listen": .string(shared.listenAddress),
                 "control": .string(options.control), "services": .integer(services.configuredCount),
                 "interfaces": .integer(kernel.interfaces.count),
@@ -156,8 +171,55 @@ final class Engine {
             turn()
         }
         shared.setReady(false)
-        kernel.detach()
-        log.write(.info, "stopped", ["samples": .integer(samplesReceived)])
+        if options.keep {
+            kernel.setNextLook(at: 0)
+            kernel.setFlowsWanted(false)
+            heartbeat(MonotonicClock.now())
+            kernel.keep()
+        } else {
+            kernel.detach()
+        }
+        log.write(
+            .info, options.keep && kernel.pins != nil ? "stopped, and left everything enforced" : "stopped",
+            ["samples": .integer(samplesReceived)])
+    }
+
+    // MARK: - Taking over
+
+    /// Goes on where an earlier agent ended: with the IDs that its services had, the breakers as the kernel
+    /// has them, and the bindings of processes that still run. Nothing is written to the kernel yet.
+    private func restore() throws(SystemError) {
+        var found = try kernel.inheritance()
+        StartStep.reached("inherited")
+        found.nameServices(of: configuration)
+        intake.services.restore(found.names, next: found.nextService)
+        readDiscovered()
+        enforcing = UInt32(found.words.values.count(where: \.mayReject))
+        // Who bound a process that began later meant another one, of the same number.
+        let lastBeat = found.leaseUntil - min(found.leaseUntil, configuration.breakers.lease)
+        for (pid, trace) in found.bindings {
+            let began = ProcessHandle.began(pid: pid)
+            guard let began, began <= lastBeat, (try? watch(pid: pid, trace)) != nil else {
+                _ = bindings.unbind(pid: pid)
+                kernel.unbind(pid: pid)
+                continue
+            }
+        }
+        inherited = found
+        StartStep.reached("restored")
+    }
+
+    /// Gives breakers that were just made what the earlier agent's had, before anything is written of them.
+    private func restoreBreakers(_ found: Inheritance) {
+        let now = MonotonicClock.now()
+        for (service, word) in found.words {
+            if intake.breakers.slot(of: service) != nil {
+                intake.breakers.restore(service, word, override: found.override(of: service), at: now)
+            } else {
+                kernel.write(.none, service: service)
+                if word.mayReject { enforcing -= 1 }
+            }
+        }
     }
 
     private func waitTime(_ now: UInt64) -> UInt64 {
@@ -455,15 +517,19 @@ final class Engine {
     /// Binds a trace ID to a process, until it exits.
     func bind(pid: UInt32, _ trace: TraceID) throws(SystemError) {
         do {
-            if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
-                try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
-            }
+            try watch(pid: pid, trace)
             try kernel.bind(pid: pid, trace)
         } catch {
             _ = bindings.unbind(pid: pid)
             throw error
         }
         log.write(.info, "trace bound", ["pid": .integer(pid), "trace_id": .string(trace.description)])
+    }
+
+    private func watch(pid: UInt32, _ trace: TraceID) throws(SystemError) {
+        if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
+            try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
+        }
     }
 
     /// Ends a binding; false if there was none.
@@ -612,6 +678,7 @@ final class Engine {
                 "apply", "the configuration", errno: ENOSPC, reason: "reloads have used up all service IDs",
                 hint: "restart the agent")
         }
+        kernel.setNextService(services.next)
         try kernel.reserve(service: ids.max() ?? 0)
         // The breakers first: a destination must not be a service's before its policy is in force.
         var policies: [(service: UInt32, policy: BreakerPolicy)] = []
@@ -620,6 +687,10 @@ final class Engine {
         }
         let changes = intake.breakers.configure(
             policies, share: wanted.breakers.maxOpenShare, at: MonotonicClock.now())
+        if let inherited {
+            restoreBreakers(inherited)
+            self.inherited = nil
+        }
         for (slot, transitions) in changes {
             settle(slot, transitions, sample: nil, endedBy: .reload)
             let breaker = intake.breakers.slots[slot]
@@ -629,6 +700,9 @@ final class Engine {
                     to: breaker.breaker.state, reason: .reload))
         }
         for slot in intake.breakers.slots.indices { settle(slot, [], sample: nil) }
+        // An agent that was killed may have counted one that it did not come to write.
+        setEnforcing(enforcing)
+        StartStep.reached("breakers-written")
         try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
     }

@@ -30,6 +30,7 @@ extension Engine {
         snapshot.stamps.receivedOK = counters[.stampReceivedOK]
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
+        snapshot.isPinned = kernel.pinError == nil
         snapshot.leaseAge = MonotonicClock.now() - lastHeartbeat
         if let process = try? ProcessStatistics.read() {
             snapshot.process.cpuTime = UInt64(process.cpuSeconds * 1_000_000_000)

@@ -28,7 +28,8 @@ struct ServiceTable {
     /// The names by ID, for labels; empty where there is no service.
     private(set) var labels: [String] = [ServiceTable.other]
     private(set) var discoveredCount = 0
-    private var next: UInt32 = 1
+    /// The ID that the next configured service gets.
+    private(set) var next: UInt32 = 1
 
     init() {
         byID[0] = ServiceInfo(id: 0, name: ServiceTable.other, kind: .discovered, isActive: true)
@@ -72,6 +73,21 @@ struct ServiceTable {
         }
         configuredCount = services.count
         return (ids, removed.sorted())
+    }
+
+    /// Takes over the IDs of an earlier agent's configured services, before the first `configure`.
+    /// - Parameters:
+    ///   - names: Those that have a name; all others below `next` are in use no more, but were.
+    ///   - next: The ID that the next one gets.
+    mutating func restore(_ names: [UInt32: String], next: UInt32) {
+        self.next = max(1, next)
+        for id in 1..<self.next {
+            // Samples may still come with an ID whose name is lost.
+            let name = names[id] ?? "removed-\(id)"
+            byID[id] = ServiceInfo(id: id, name: name, kind: .configured, isActive: names[id] != nil)
+            if names[id] != nil { idByName[name] = id }
+            label(id, name)
+        }
     }
 
     /// Names a service that the kernel discovered; false if it was known already.

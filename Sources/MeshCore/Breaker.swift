@@ -248,7 +248,39 @@ public struct Breaker: Sendable {
         return transitions + tick(now)
     }
 
+    /// Goes on where another breaker of this policy, or of an older one, was ended: with what the kernel was
+    /// told of that one. For one that is fresh. The window begins empty.
+    /// - Parameter forced: The override that the word tells of, if any, with who and why.
+    public mutating func restore(_ word: BreakerKernelWord, override forced: BreakerOverride?, at now: UInt64)
+    {
+        guard policy.mode != .off else { return }
+        automaticState = word.state
+        override = forced
+        if forced != nil { reason = .override }
+        guard word.state != .closed else { return }
+        // The next time it opens is not the first.
+        reopened = 1
+        if word.state == .open {
+            openUntil = min(word.openUntil, saturatingSum(now, policy.maxOpenFor))
+        } else if let phase = rampPhase(ofShare: word.probeShare) {
+            ramp = phase
+            rampStart = now
+        }
+    }
+
     // MARK: - How it works
+
+    /// The part of the ramp in which the kernel admits such a share of 2^32; nil if none does.
+    private func rampPhase(ofShare share: UInt32) -> Ramp? {
+        for phase in [Ramp.second, .first] {
+            var breaker = self
+            breaker.ramp = phase
+            if breaker.probeShare > policy.probeRatio && breaker.kernelWord.probeShare == share {
+                return phase
+            }
+        }
+        return nil
+    }
 
     private var automaticDeadline: UInt64? {
         switch (automaticState, ramp) {

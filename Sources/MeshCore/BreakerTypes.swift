@@ -1,4 +1,5 @@
 // The words of the breaker: its states, why it changes, what it is told and what it tells.
+import CMeshABI
 
 /// The state of a breaker. The raw values are those of `enum mesh_state`.
 public enum BreakerState: UInt8, Sendable, CaseIterable {
@@ -150,6 +151,27 @@ public struct BreakerKernelWord: Equatable, Sendable {
     public var slow: UInt64
     /// `urgent_classes`.
     public var urgentClasses: UInt32
+}
+
+extension BreakerKernelWord {
+    /// What a program reads; nil if nothing was ever written there.
+    public init?(_ entry: mesh_breaker) {
+        let flags = UInt32(entry.flags)
+        self.init(
+            state: BreakerState(rawValue: entry.state) ?? .closed,
+            mode: BreakerPolicy.Mode(rawValue: entry.mode) ?? .off,
+            forced: BreakerOverride.Forced(rawValue: entry.override_state),
+            drain: flags & MESH_BREAKER_DRAIN.rawValue != 0, alert: flags & MESH_BREAKER_ALERT.rawValue != 0,
+            probeShare: entry.probe_share, openUntil: entry.open_until_ns,
+            probeInterval: entry.probe_interval_ns, overrideUntil: entry.override_until_ns,
+            slow: entry.slow_ns, urgentClasses: entry.urgent_classes)
+        if self == BreakerKernelWord.none { return nil }
+    }
+
+    /// That of a service without a breaker.
+    public static let none = BreakerKernelWord(
+        state: .closed, mode: .off, forced: nil, drain: false, alert: false, probeShare: 0, openUntil: 0,
+        probeInterval: 0, overrideUntil: 0, slow: 0, urgentClasses: 0)
 }
 
 /// How many breakers automation may hold open or half-open at once: local trouble looks like everyone

@@ -210,6 +210,10 @@ public struct MetricsEncoder: Sendable {
         writer.family(
             "mesh_agent_lease_age_seconds", .gauge, "Time since the lease was last renewed, in seconds.")
         writer.sample("mesh_agent_lease_age_seconds", [], nanoseconds: snapshot.leaseAge)
+        writer.family(
+            "mesh_agent_pinned", .gauge,
+            "1 if maps and programs are pinned, so that what is enforced outlives the agent, else 0.")
+        writer.sample("mesh_agent_pinned", [], snapshot.isPinned ? 1 : 0)
     }
 
     private func encodeProcess(_ process: MetricsSnapshot.Process, _ writer: inout MetricsWriter) {

@@ -164,6 +164,8 @@ public struct MetricsSnapshot: Sendable {
     public var samplesLost: [(stage: String, count: UInt64)] = []
     /// How long ago the lease was last renewed, in nanoseconds.
     public var leaseAge: UInt64 = 0
+    /// Whether all that is enforced outlives the agent.
+    public var isPinned = false
     /// The agent's process.
     public var process = Process()
 

@@ -183,6 +183,24 @@ public struct Mount: Equatable, Sendable {
         return point
     }
 
+    /// Makes sure that the file system of eBPF pins is mounted at its place, /sys/fs/bpf.
+    public static func ensureBPF() throws(SystemError) {
+        let point = "/sys/fs/bpf"
+        if try isBPF(point) { return }
+        guard mount("bpf", point, "bpf", 0, "mode=0700") == 0 else {
+            throw SystemError(
+                "mount", "the bpf file system", hint: "mount it at boot: mount -t bpf bpf \(point)")
+        }
+    }
+
+    /// Whether a path lies in a bpf file system.
+    /// - Throws: `ENOENT` if there is nothing at that path.
+    public static func isBPF(_ path: String) throws(SystemError) -> Bool {
+        var status = statfs()
+        guard statfs(path, &status) == 0 else { throw SystemError("look at", path) }
+        return status.f_type == 0xcafe_4a11  // BPF_FS_MAGIC
+    }
+
     /// Whether a path lies in a cgroup2 file system.
     /// - Throws: `ENOENT` if there is nothing at that path.
     public static func isCgroup2(_ path: String) throws(SystemError) -> Bool {

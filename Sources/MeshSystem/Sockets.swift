@@ -88,7 +88,7 @@ public struct Listener: ~Copyable, Sendable {
     public static func unix(path: String, backlog: Int32 = 128) throws(SystemError) -> Listener {
         let operation = "listen on"
         guard var name = SocketAddress(path: path) else { throw SocketAddress.badPath(operation, path) }
-        let directory = directory(of: path)
+        let directory = MeshSystem.directory(of: path)
         if mkdir(directory, 0o700) != 0, errno != EEXIST {
             throw SystemError("create the directory", directory)
         }
@@ -151,11 +151,6 @@ public struct Listener: ~Copyable, Sendable {
         throw SystemError(
             operation, path, errno: EADDRINUSE, reason: "another agent answers at \(path)",
             hint: "stop it first, or choose another path")
-    }
-
-    private static func directory(of path: String) -> String {
-        guard let slash = path.lastIndex(of: "/") else { return "." }
-        return slash == path.startIndex ? "/" : String(path[..<slash])
     }
 }
 

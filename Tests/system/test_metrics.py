@@ -36,6 +36,7 @@ FAMILIES = {
     "mesh_agent_samples_lost_total": ("counter", {"stage"}),
     "mesh_agent_series_dropped_total": ("counter", set()),
     "mesh_agent_lease_age_seconds": ("gauge", set()),
+    "mesh_agent_pinned": ("gauge", set()),
     "process_resident_memory_bytes": ("gauge", set()),
     "process_cpu_seconds_total": ("counter", set()),
     "process_open_fds": ("gauge", set()),

@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/mount.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -73,6 +74,10 @@ int mesh_pidfd_open(int32_t pid);
 int mesh_open_cgroup(const char *mount, uint64_t id);
 /* unshare(CLONE_NEWNET): the calling thread gets a network namespace of its own. */
 int mesh_unshare_network(void);
+/* setns(CLONE_NEWNET): the calling thread goes into the network namespace of that descriptor. */
+int mesh_enter_network(int descriptor);
+/* renameat2(RENAME_EXCHANGE): two paths change places, in one step. */
+int mesh_exchange_paths(const char *one, const char *other);
 /* Returns an errno value. */
 int mesh_set_thread_name(const char *name);
 /* Gives the calling thread a slice in nanoseconds (Linux 6.12; older ones ignore it) and a nice
