@@ -228,6 +228,47 @@ public struct BPFMap: ~Copyable, Sendable {
         return found
     }
 
+    /// Writes the entries of this map to another with the same keys, whose values may be longer or shorter: they
+    /// begin alike, and what is not in this map is zero there.
+    /// - Parameter limit: So many entries at most; of an array, the first ones.
+    /// - Throws: `EINVAL` if the keys are not of the same size.
+    public func copy(to other: borrowing BPFMap, limit: Int = .max) throws(SystemError) {
+        guard keySize == other.keySize else {
+            throw SystemError(
+                "copy", "the eBPF map \(name)", errno: EINVAL, reason: "its keys have another size")
+        }
+        let isPerCPU =
+            type == BPF_MAP_TYPE_PERCPU_ARRAY || type == BPF_MAP_TYPE_PERCPU_HASH
+            || type == BPF_MAP_TYPE_LRU_PERCPU_HASH
+        let copies = isPerCPU ? try Self.possibleCPUs.get() : 1
+        let (from, to) = (rounded(valueSize), rounded(other.valueSize))
+        let key = UnsafeMutableRawPointer.allocate(byteCount: keySize, alignment: 8)
+        let old = UnsafeMutableRawPointer.allocate(byteCount: from * copies, alignment: 8)
+        let new = UnsafeMutableRawPointer.allocate(byteCount: to * copies, alignment: 8)
+        defer {
+            key.deallocate()
+            old.deallocate()
+            new.deallocate()
+        }
+        var count = 0
+        var result = bpf_map_get_next_key(descriptor, nil, key)
+        while result == 0, count < limit, count <= 2 * maxEntries {
+            count += 1
+            if try lookup(key: key, into: old) {
+                memset(new, 0, to * copies)
+                for copy in 0..<copies { memcpy(new + copy * to, old + copy * from, min(from, to)) }
+                let written = bpf_map_update_elem(other.descriptor, key, new, Update.any.rawValue)
+                // An array of the other may be shorter.
+                if written == -E2BIG, type == BPF_MAP_TYPE_ARRAY || type == BPF_MAP_TYPE_PERCPU_ARRAY {
+                    return
+                }
+                guard written == 0 else { throw other.failure("write to", written) }
+            }
+            result = bpf_map_get_next_key(descriptor, key, key)
+        }
+        guard result == 0 || result == -ENOENT else { throw failure("list", result) }
+    }
+
     // MARK: Memory
 
     /// Maps an array that was created with `BPF_F_MMAPABLE` (global data is) into memory.

@@ -18,6 +18,13 @@ public struct BPFObject: ~Copyable {
         return try BPFObject(bytes, name: "mesh")
     }
 
+    /// Tells the embedded object from that of another build: FNV-1a, 64 bits, in hex. A test may pretend another.
+    public static let meshDigest: String = {
+        let text = UnsafeBufferPointer(start: meshObject.utf8Start, count: meshObject.utf8CodeUnitCount)
+        let hash = text.reduce(0xcbf2_9ce4_8422_2325 as UInt64) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
+        return String(hash, radix: 16) + (getenv("MESH_AGENT_BUILD").map { "-" + String(cString: $0) } ?? "")
+    }()
+
     /// Opens an object file that is in memory. Nothing reaches the kernel yet.
     /// - Parameters:
     ///   - bytes: The ELF file, as clang's bpf target makes it.

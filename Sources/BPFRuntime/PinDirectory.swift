@@ -1,6 +1,7 @@
 // The directory in the bpf file system in which an instance of the agent pins what outlives it:
 //
 //     maps/NAME                the maps, a whole set
+//     maps/programs-BUILD/     the programs of a build, loaded with these maps: NAME-ATTACHTYPE
 //     maps-new/NAME            a set that is not in use: it is being made, or has been replaced
 //     links/PROGRAM-PLACE      programs at a cgroup (its ID) or an interface (network namespace, number)
 //     links/clsact-PLACE/      an empty directory: the agent's filters are on that interface. A filter
@@ -8,6 +9,7 @@
 //     links/qdisc-PLACE/       the clsact qdisc there is the agent's own
 //
 // Each step leaves the directory so that whoever comes next can go on from there, or remove it.
+import CLibBPF
 import CMeshSystem
 import Glibc
 import MeshSystem
@@ -141,8 +143,46 @@ public struct PinDirectory: Sendable {
     public func removeSpare() { removeMaps(spareDirectory) }
 
     private func removeMaps(_ directory: String) {
-        for name in directoryNames(directory) { unlink(directory + "/" + name) }
+        for path in directoryNames(directory).map({ directory + "/" + $0 }) where unlink(path) != 0 {
+            removeMaps(path)
+        }
         rmdir(directory)
+    }
+
+    // MARK: Programs
+
+    /// The pins of this build's programs, loaded with the maps of a directory. To verify them takes most of a
+    /// start's time; who finds them need not.
+    public static func programs(with maps: String) -> String { "\(maps)/programs-\(BPFObject.meshDigest)" }
+
+    /// Pins all programs of the embedded object, loaded with the maps of a directory.
+    public static func keepPrograms(of object: borrowing BPFObject, with maps: String) throws(SystemError) {
+        let spare = maps + "/programs-new"
+        for name in directoryNames(spare) { unlink(spare + "/" + name) }
+        try mark(spare)
+        for name in object.programNames {
+            let program = try object.program(named: name)
+            try program.pin(at: "\(spare)/\(name)-\(program.attachType.rawValue)")
+        }
+        guard rename(spare, programs(with: maps)) == 0 else { throw SystemError("put in place", spare) }
+    }
+
+    /// Opens a pinned program.
+    public static func program(named name: String, with maps: String) throws(SystemError) -> BPFProgram {
+        let directory = programs(with: maps)
+        guard let found = directoryNames(directory).first(where: { $0.hasPrefix(name + "-") }),
+            let type = UInt32(found.dropFirst(name.utf8.count + 1))
+        else { throw SystemError("find", "the eBPF program \(name) in \(directory)", errno: ENOENT) }
+        return try BPFProgram.pinned(
+            at: "\(directory)/\(found)", name: name, attachType: bpf_attach_type(type))
+    }
+
+    /// Removes the programs of other builds.
+    public func removeOtherPrograms() {
+        for name in directoryNames(mapDirectory) where name.hasPrefix("programs-") {
+            let path = "\(mapDirectory)/\(name)"
+            if path != PinDirectory.programs(with: mapDirectory) { removeMaps(path) }
+        }
     }
 
     // MARK: Links
@@ -213,7 +253,7 @@ public struct PinDirectory: Sendable {
         }
         if let failure { throw failure }
         rmdir(linkDirectory)
-        removed += directoryNames(mapDirectory).map { "map \($0)" }
+        removed += directoryNames(mapDirectory).map { $0.hasPrefix("programs-") ? $0 : "map \($0)" }
         removeMaps(spareDirectory)
         removeMaps(mapDirectory)
         rmdir(path)

@@ -105,9 +105,10 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     // Before any thread is made, so that all of them leave the signals to the engine.
     let signals = try SignalDescriptor()
     signal(SIGPIPE, SIG_IGN)
-    try KernelSide.checkMachine(configuration)
-    // Two agents would each count every request, and each write what the other enforces.
     let instance = options.instance
+    let pins = PinDirectory(instance)
+    try KernelSide.checkMachine(configuration, pins)
+    // Two agents would each count every request, and each write what the other enforces.
     let lock = try takeLock(instance, signals)
     defer { withExtendedLifetime(lock) {} }
     StartStep.reached("locked")
@@ -116,7 +117,6 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
     StartStep.reached("listening")
     _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
-    let pins = PinDirectory(instance)
     let isTakeover = pins.hasMaps
     let kernel: KernelSide
     do throws(SystemError) {

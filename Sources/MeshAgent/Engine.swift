@@ -120,6 +120,8 @@ final class Engine {
         try apply(configuration)
         StartStep.reached("leased")
         try kernel.attach()
+        try finishReplacing()
+        StartStep.reached("layout-changed")
         for failure in kernel.sweep() {
             log.write(
                 .warning, "something of an earlier agent is left", ["error": .string(failure.description)])
@@ -207,6 +209,28 @@ final class Engine {
         }
         inherited = found
         StartStep.reached("restored")
+    }
+
+    /// Ends with the maps of another layout, if there were any.
+    private func finishReplacing() throws(SystemError) {
+        guard let version = kernel.replaced?.version else { return }
+        var count = 0
+        try kernel.finishReplacing { id, role, address, port in
+            intake.services.discovered(id: id, role: role, address: address, port: port)
+        } take: { record in
+            count += 1
+            if !intake.decide(record) { _ = settleDecided() }
+            _ = intake.count(record)
+            finish()
+        }
+        log.write(
+            .warning,
+            "the maps have another layout now: connections are adopted anew, without pending requests",
+            [
+                "from": .integer(version), "to": .integer(KernelSide.layout),
+                "waiting_samples": .integer(count),
+                "not_kept": .string(kernel.notKept.joined(separator: ", ")),
+            ])
     }
 
     /// Gives breakers that were just made what the earlier agent's had, before anything is written of them.

@@ -86,8 +86,12 @@ final class KernelSide {
     let pins: PinDirectory?
     /// Why something is not pinned; nil if all is.
     private(set) var pinError: SystemError?
-    /// Whether the maps are those of an earlier agent.
+    /// Whether the maps, or what is in them, are those of an earlier agent.
     let isTakeover: Bool
+    /// The maps of another layout that this agent has replaced, until their programs have ended.
+    private(set) var replaced: ReplacedMaps?
+    /// Of those, the ones of which nothing could be kept.
+    private(set) var notKept: [String] = []
     /// The pins and marks that this agent wants, so that the others can go.
     private let pinLock: FileDescriptor?
     private var wantedLinks: Set<String> = []
@@ -162,7 +166,8 @@ final class KernelSide {
 
     /// Says what this machine lacks, before anything is opened: each missing thing has its own line, and
     /// the first required one is why the agent cannot start.
-    static func checkMachine(_ configuration: Configuration) throws(SystemError) {
+    /// - Parameter pins: If an earlier agent of this build ran with them, the kernel has all that it needs.
+    static func checkMachine(_ configuration: Configuration, _ pins: PinDirectory) throws(SystemError) {
         let root = try? Mount.cgroup2()
         let path = root.map { full(normalized(configuration.cgroup, root: $0), root: $0) }
         // Before the probes, which would say only that it cannot be attached to.
@@ -171,6 +176,7 @@ final class KernelSide {
                 "find", "the cgroup \(path)",
                 hint: "create it, or correct \"cgroup\" in the configuration")
         }
+        if isLoaded(pins) { return }
         if let missing = KernelProbe.run(cgroup: path).first(where: { $0.required && !$0.ok }) {
             throw SystemError("run on", "this machine", errno: ENOTSUP, reason: missing.sentence)
         }
@@ -188,71 +194,112 @@ final class KernelSide {
         pinLock = loaded.lock.take()
         pins = loaded.pins
         pinError = loaded.error
-        isTakeover = loaded.isTakeover
+        let old = loaded.pins.flatMap { pins in
+            loaded.isTakeover ? nil : try? ReplacedMaps(in: pins.mapDirectory)
+        }
+        isTakeover = loaded.isTakeover || old != nil
         StartStep.reached("maps-loaded")
-        ring = try RingBuffer(loaded.object.map(named: "events"))
-        control = try loaded.object.map(named: ".data.control").mapped()
-        breakersMap = try loaded.object.map(named: "breakers")
-        attemptsMap = try loaded.object.map(named: "attempts")
+        if old != nil, let pins = loaded.pins {
+            notKept = try loaded.copy(from: pins.mapDirectory)
+            StartStep.reached("maps-copied")
+        }
+        ring = try RingBuffer(loaded.map(named: "events"))
+        control = try loaded.map(named: ".data.control").mapped()
+        breakersMap = try loaded.map(named: "breakers")
+        attemptsMap = try loaded.map(named: "attempts")
         breakers = try breakersMap.mapped(KernelSide.servicesPerMapping)
         attempts = try attemptsMap.mapped(KernelSide.servicesPerMapping, writable: false)
-        endpoints = try loaded.object.map(named: "endpoints")
-        prefixes = try loaded.object.map(named: "prefixes")
-        discoveredMap = try loaded.object.map(named: "discovered")
-        exempt = try loaded.object.map(named: "exempt")
-        scope = try loaded.object.map(named: "scope")
-        bindings = try loaded.object.map(named: "bindings")
-        countersMap = try loaded.object.map(named: "counters")
-        connectionsMap = try loaded.object.map(named: "connections")
-        connectionIterator = try loaded.object.program(named: "mesh_connections")
-        tcIngress = try loaded.object.program(named: "mesh_tc_ingress")
-        tcEgress = try loaded.object.program(named: "mesh_tc_egress")
+        endpoints = try loaded.map(named: "endpoints")
+        prefixes = try loaded.map(named: "prefixes")
+        discoveredMap = try loaded.map(named: "discovered")
+        exempt = try loaded.map(named: "exempt")
+        scope = try loaded.map(named: "scope")
+        bindings = try loaded.map(named: "bindings")
+        countersMap = try loaded.map(named: "counters")
+        connectionsMap = try loaded.map(named: "connections")
+        connectionIterator = try loaded.program(named: "mesh_connections")
+        tcIngress = try loaded.program(named: "mesh_tc_ingress")
+        tcEgress = try loaded.program(named: "mesh_tc_egress")
         var programs: [(name: String, program: Program)] = []
         for hook in KernelSide.cgroupHooks {
-            programs.append((hook.name, Program(try loaded.object.program(named: hook.program))))
+            programs.append((hook.name, Program(try loaded.program(named: hook.program))))
         }
         cgroupPrograms = programs
         let control = self.control.element(0, as: mesh_control.self)
         control.pointee.agent_tgid = UInt32(getpid())
-        if isTakeover {
-            wakeForAll()
-            try readBack()
-        } else {
+        if !loaded.isTakeover {
             control.pointee.first_discovered = ServiceTable.firstDiscovered
-            control.pointee.next_service = 1
+            if old == nil {
+                control.pointee.next_service = 1
+                control.pointee.instance = UInt64.random(in: 1 ... .max)
+            }
             control.pointee.abi_version = KernelSide.layout
-            control.pointee.instance = UInt64.random(in: 1 ... .max)
             StartStep.reached("maps-marked")
             try pins?.putSpareInPlace()
             StartStep.reached("maps-placed")
         }
+        replaced = old ?? pins.flatMap { ReplacedMaps.unfinished($0) }
+        if isTakeover {
+            wakeForAll()
+            try readBack()
+        }
     }
 
     /// The version of what the maps hold; a test may pretend another.
-    private static let layout =
+    static let layout =
         getenv("MESH_AGENT_LAYOUT").flatMap { UInt32(String(cString: $0)) } ?? UInt32(MESH_ABI_VERSION)
 
+    /// Where maps and programs come from: the pins that an earlier agent of this build left, else the object.
     private struct Loaded: ~Copyable {
-        let object: BPFObject
+        let object: BPFObject?
         var lock: FileDescriptor?
         let pins: PinDirectory?
         let error: SystemError?
         let isTakeover: Bool
+
+        func map(named name: String) throws(SystemError) -> BPFMap {
+            switch object {
+            case .some(let object): return try object.map(named: name)
+            case .none:
+                let path = PinDirectory.pin(of: name, in: pins!.mapDirectory)
+                return try BPFMap.pinned(at: path, name: name)
+            }
+        }
+
+        func program(named name: String) throws(SystemError) -> BPFProgram {
+            switch object {
+            case .some(let object): return try object.program(named: name)
+            case .none: return try PinDirectory.program(named: name, with: pins!.mapDirectory)
+            }
+        }
+
+        /// Copies what can be from maps of another layout.
+        func copy(from directory: String) throws(SystemError) -> [String] {
+            switch object {
+            case .some(let object): return try ReplacedMaps.copy(from: directory, to: object)
+            case .none: return []
+            }
+        }
     }
 
-    /// Loads the object with pinned maps if that can be.
+    /// Loads the object with pinned maps if that can be; or finds it loaded.
     private static func load(_ pins: PinDirectory) throws(SystemError) -> Loaded {
         do throws(SystemError) {
             try pins.prepare()
             let lock = try pins.lock()
+            if isLoaded(pins) {
+                return Loaded(object: nil, lock: lock, pins: pins, error: nil, isTakeover: true)
+            }
             let object = try BPFObject.mesh()
             let isTakeover = fits(object, pins)
             if !isTakeover { try pins.makeSpare() }
+            let directory = isTakeover ? pins.mapDirectory : pins.spareDirectory
             for map in PinDirectory.maps {
-                let directory = isTakeover ? pins.mapDirectory : pins.spareDirectory
                 try object.setPin(ofMap: map, PinDirectory.pin(of: map, in: directory))
             }
             try object.load()
+            // Without them the next start takes longer, and that is all.
+            try? PinDirectory.keepPrograms(of: object, with: directory)
             return Loaded(object: object, lock: lock, pins: pins, error: nil, isTakeover: isTakeover)
         } catch {
             if error.errno == EWOULDBLOCK { throw error.advising("stop it first, or choose other --pins") }
@@ -263,16 +310,27 @@ final class KernelSide {
         }
     }
 
-    /// Whether there are pinned maps of the layout that this agent knows.
-    private static func fits(_ object: borrowing BPFObject, _ pins: PinDirectory) -> Bool {
-        let control = PinDirectory.pin(of: PinDirectory.control, in: pins.mapDirectory)
-        guard pins.hasMaps,
-            PinDirectory.maps.allSatisfy({ name in
-                object.fits(map: name, pinned: PinDirectory.pin(of: name, in: pins.mapDirectory))
-            }), let map = try? BPFMap.pinned(at: control, name: PinDirectory.control),
+    /// Whether an earlier agent of this very build has left its programs and maps.
+    static func isLoaded(_ pins: PinDirectory) -> Bool {
+        exists(PinDirectory.programs(with: pins.mapDirectory)) && isOfThisLayout(pins)
+    }
+
+    private static func isOfThisLayout(_ pins: PinDirectory) -> Bool {
+        let path = PinDirectory.pin(of: PinDirectory.control, in: pins.mapDirectory)
+        guard let map = try? BPFMap.pinned(at: path, name: PinDirectory.control),
+            map.valueSize == MemoryLayout<mesh_control>.size,
             let found = try? map.lookup(UInt32(0), as: mesh_control.self)
         else { return false }
         return found.abi_version == layout && found.instance != 0
+    }
+
+    /// Whether there are pinned maps of the layout that this agent knows.
+    private static func fits(_ object: borrowing BPFObject, _ pins: PinDirectory) -> Bool {
+        for name in PinDirectory.maps {
+            let path = PinDirectory.pin(of: name, in: pins.mapDirectory)
+            guard object.fits(map: name, pinned: path) else { return false }
+        }
+        return isOfThisLayout(pins)
     }
 
     private static func full(_ path: String, root: String) -> String { path == "/" ? root : root + path }
@@ -337,6 +395,7 @@ final class KernelSide {
         guard let pins else { return [] }
         var failures: [SystemError] = []
         pins.removeSpare()
+        pins.removeOtherPrograms()
         for link in pins.links where !wantedLinks.contains(link) {
             do throws(SystemError) { try pins.remove(link: link) } catch { failures.append(error) }
         }
@@ -486,6 +545,26 @@ final class KernelSide {
 
     private func networks(_ map: borrowing BPFMap) throws(SystemError) -> Set<Network> {
         Set(try map.entries(keys: mesh_network.self, values: UInt8.self).compactMap { Network($0.key) })
+    }
+
+    /// Brings over what the programs of another layout did since their maps were copied, now that they have ended.
+    /// - Parameters:
+    ///   - learn: Is told of what they discovered.
+    ///   - take: Gets the records that still wait in their ring buffer, oldest first.
+    func finishReplacing(
+        learn: (UInt32, Sample.Role, IPAddress, UInt16) -> Void, take: (UnsafeRawBufferPointer) -> Void
+    ) throws(SystemError) {
+        guard let replaced else { return }
+        try replaced.moveAttempts(to: attemptsMap)
+        for (key, id) in replaced.discoveries() {
+            // Known by now under another ID, or full: then samples keep this one, and its name.
+            try? discoveredMap.update(key, id, .create)
+            if let role = Sample.Role(rawValue: UInt8(truncatingIfNeeded: key.role)) {
+                learn(id, role, IPAddress(key.address), key.port)
+            }
+        }
+        _ = replaced.consume(take)
+        self.replaced = nil
     }
 
     /// The number made with the maps: the state that belongs to them has it too.

@@ -7,11 +7,12 @@ enum StartStep {
     /// All of them. `MESH_AGENT_STOP_AT=list` prints them.
     static let names: [String] =
         [
-            "locked", "listening", "maps-loaded", "maps-marked", "maps-placed", "inherited", "restored",
+            "locked", "listening", "maps-loaded", "maps-copied", "maps-marked", "maps-placed", "inherited",
+            "restored",
             "breakers-written", "endpoints-written", "leased", "link-made", "filter-marked",
             "filter-attached",
             "interface-attached",
-        ] + KernelSide.cgroupHooks.map(\.program) + ["swept", "ready"]
+        ] + KernelSide.cgroupHooks.map(\.program) + ["layout-changed", "swept", "ready"]
 
     private static let stopAt = getenv("MESH_AGENT_STOP_AT").map { String(cString: $0) }
 

@@ -80,8 +80,8 @@ import Testing
             ! Hook connect6 is not attached at cgroup /: operation not permitted
               What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent.
             ! Not everything is pinned: cannot mount the bpf file system: operation not permitted
-              All works, but what is enforced ends when the agent does. Mount the bpf file system at /sys/fs/bpf where the agent
-              can write to it, then restart the agent.
+              All works, but what is enforced ends when the agent does. Mount the bpf file system at /sys/fs/bpf where the agent can
+              write to it, then restart the agent.
             ! The last reload was refused: /etc/mesh-agent/config.json:7: services[0].breaker.openFor: "5" needs a unit
               The configuration loaded at 2026-01-01 23:51:05Z is still in force. Correct the file, then: kill -HUP 1234
             ! 1 breaker held closed that would be open: the limit of 1 open at once is reached.

@@ -132,6 +132,7 @@ def test_a_killed_agent_lets_traffic_flow(start_agent, world, tc, how):
         exchange(*world.pair("veth6", 9001))
     # The next agent takes over what the killed one left, and leaves nothing itself.
     agent = start_agent(settings, environment=environment)
+    agent.override("web", "close")
     counted = agent.codes("web")["200"]
     assert counted >= 20
     exchange(client, server)

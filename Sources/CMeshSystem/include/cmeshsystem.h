@@ -57,6 +57,17 @@ MESH_ATOMICS(32)
 MESH_ATOMICS(64)
 #undef MESH_ATOMICS
 
+/* Atomic with what programs do to the same number. */
+static inline uint64_t mesh_exchange_u64(void *at, uint64_t value)
+{
+	return __atomic_exchange_n((uint64_t *)at, value, __ATOMIC_ACQ_REL);
+}
+
+static inline void mesh_add_u64(void *at, uint64_t value)
+{
+	__atomic_fetch_add((uint64_t *)at, value, __ATOMIC_ACQ_REL);
+}
+
 /* A full barrier between what was written before and what is read after. */
 static inline void mesh_full_barrier(void)
 {
