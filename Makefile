@@ -1,7 +1,7 @@
 # The front door: each target does one whole thing, from a fresh clone.
 # BOOTSTRAP=no skips the look for missing packages; SWIFT_BUILD_FLAGS goes to `swift build`.
 .DEFAULT_GOAL := help
-.PHONY: demo run build test unit kernel bench check format help clean
+.PHONY: demo run build test unit kernel test-kernels bench check format help clean
 .NOTPARALLEL:
 
 SHELL := /bin/bash
@@ -18,7 +18,7 @@ swift = PATH="$$(scripts/find-swift):$$PATH" swift
 help: ## Show this
 	@echo "MeshAgent: what a service mesh sidecar gives, from the kernel, without a proxy."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  demo, run, test and bench need root; DEMO_SECONDS=$${DEMO_SECONDS:-45} bounds the demo."
 
@@ -44,6 +44,10 @@ unit: ## Run the unit tests alone (no root)
 kernel: build ## Run the tests on the real kernel alone (root)
 	$(call bootstrap,test)
 	@scripts/test-kernel
+
+test-kernels: build ## Run the essential kernel tests on other kernels, in QEMU; KERNELS="6.1 6.12" for some
+	$(call bootstrap,kernels)
+	@$(PYTHON) -B Tests/kernels/run.py $(KERNELS)
 
 bench: build ## Measure it beside Envoy, HAProxy and no mesh at all; SCENARIO=name for one (root)
 	$(call bootstrap,bench)

@@ -38,7 +38,7 @@ def play(name, host, described):
     title, _, about = module.__doc__.strip().partition("\n")
     result = Report(name, title.rstrip("."), " ".join(about.split()))
     print(f"{name}: {result.title}", flush=True)
-    began = time.monotonic()
+    began, stolen = time.monotonic(), machine.stolen_seconds()
     try:
         with Stage(host) as stage:
             module.run(stage, result)
@@ -50,6 +50,8 @@ def play(name, host, described):
         print(f"  FAILED after {time.monotonic() - began:.0f} s: {error}", flush=True)
         return None
     seconds = time.monotonic() - began
+    share = (machine.stolen_seconds() - stolen) / seconds / os.cpu_count()
+    result.note(f"Meanwhile the hypervisor gave {share:.2%} of this guest's CPU time to others.")
     result.write(described, seconds)
     for target in result.targets:
         print(outcome(target))

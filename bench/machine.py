@@ -49,3 +49,9 @@ def _system():
 def _commit():
     done = run("git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*", check=False)
     return done.stdout.strip() or "unknown"
+
+
+def stolen_seconds():
+    """How long the CPUs of this guest have waited for the hypervisor so far (proc(5), steal)."""
+    with open("/proc/stat") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")

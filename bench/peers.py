@@ -117,9 +117,11 @@ class Ways:
         self.stage, self.world, self.servers, self.cpu = stage, world, list(servers), cpu
 
     def open(self, name):
-        return {"direct": self.direct, "MeshAgent": self.meshagent, "Envoy": self.envoy, "HAProxy": self.haproxy}[
-            name
-        ]()
+        ways = {
+            "direct": self.direct, "MeshAgent": self.meshagent, "empty programs": self.empty,
+            "Envoy": self.envoy, "HAProxy": self.haproxy,
+        }  # fmt: skip
+        return ways[name]()
 
     @contextlib.contextmanager
     def direct(self):
@@ -130,6 +132,21 @@ class Ways:
         with self.stage.agent(self.world, {"services": services(self.servers)}) as agent:
             yield Way("MeshAgent", self.servers, agent.process, agent)
         time.sleep(0.1)  # the kernel frees what an agent leaves
+
+    @contextlib.contextmanager
+    def empty(self):
+        """Programs at the hooks that do nothing (bench/native/empty.c)."""
+        words = [self.stage.program("empty"), self.stage.host.tests.directory]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = self.stage.process(self.world, *words, cgroup=self.stage.host.home, **pipes)
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise BenchError("the empty programs could not be attached")
+            yield Way("empty programs", self.servers)
+        finally:
+            process.stdin.close()
+            process.wait(10)
+        time.sleep(0.1)  # the kernel frees what it leaves
 
     @contextlib.contextmanager
     def envoy(self, outlier="default"):

@@ -21,9 +21,6 @@ final class Engine {
     private static let recordsPerTurn = 4096
     /// Records counted in one go before breakers are shown what has come since.
     private static let recordsPerLook = 256
-    /// While samples keep coming that breakers may act on, the engine looks for them so often by itself, and
-    /// the kernel wakes it for none: thousands of wake-ups a second cost the traffic more than they bring.
-    private static let lookInterval: UInt64 = 250_000
 
     /// How often series of workloads that are long gone are looked for: a minute.
     private static let sweepInterval: UInt64 = 60_000_000_000
@@ -57,8 +54,7 @@ final class Engine {
     private var followers: [Follower] = []
 
     private var pollInterval = Engine.pollIntervals.least
-    /// When to look next, while urgent samples keep coming, and once more after them; nil otherwise.
-    private var nextLook: (time: UInt64, isLast: Bool)?
+    private var looks = LookPlan()
     /// Records that breakers were shown, and that are still to be counted.
     private var decided = 0
     private(set) var lastHeartbeat: UInt64 = 0
@@ -158,7 +154,7 @@ final class Engine {
             more = taken == Engine.recordsPerTurn
             waiting += taken
             if !more {
-                if count == 0 && nextLook == nil { followPace(waiting) }
+                if count == 0 && looks.next == nil { followPace(waiting) }
                 waiting = 0
             }
             // Not only what breakers call urgent wakes: a status of a class with failures in it does, and a
@@ -248,7 +244,7 @@ final class Engine {
 
     private func waitTime(_ now: UInt64) -> UInt64 {
         let due = min(
-            intake.breakers.nextDeadline, lastHeartbeat + heartbeatInterval, nextLook?.time ?? .max)
+            intake.breakers.nextDeadline, lastHeartbeat + heartbeatInterval, looks.next ?? .max)
         return min(pollInterval, due > now ? due - now : 0)
     }
 
@@ -264,17 +260,10 @@ final class Engine {
     /// Decides whether the kernel is to wake the engine for the next urgent sample, or the engine looks by
     /// itself.
     private func planLook() {
-        let now = MonotonicClock.now()
-        // What waits behind a record that is being written may be urgent, and had no wake-up meanwhile.
-        if intake.sawUrgent || (nextLook != nil && kernel.isHeldUp) {
-            intake.sawUrgent = false
-            nextLook = (now + Engine.lookInterval, false)
-            kernel.setNextLook(at: now + Engine.lookInterval)
-        } else if let look = nextLook, now >= look.time {
-            // Once more: a program may have read the old time, and sent its sample after this look.
-            nextLook = look.isLast ? nil : (now + Engine.lookInterval, true)
-            kernel.setNextLook(at: 0)
-        }
+        let until = looks.plan(
+            sawUrgent: intake.sawUrgent, isHeldUp: kernel.isHeldUp, at: MonotonicClock.now())
+        intake.sawUrgent = false
+        if let until { kernel.setNextLook(at: until) }
     }
 
     /// What is due whatever woke the loop.

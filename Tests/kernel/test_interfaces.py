@@ -7,7 +7,7 @@ import pytest
 
 from meshtest import foreign as programs
 from meshtest.capture import Capture
-from meshtest.host import poll
+from meshtest.host import poll, scaled
 from meshtest.policies import config, service
 from meshtest.traffic import GET, connect_errno, exchange, until_closed
 
@@ -37,7 +37,7 @@ def test_a_pod_that_comes_and_goes(start_agent, world, tc):
         client = world.keep(one.socket())
         client.connect(("10.92.0.2", 80))
         server = world.keep(listener.accept()[0])
-        server.settimeout(10)
+        server.settimeout(scaled(10))
         return client, server
 
     with Capture(two, "eth0", port=80) as capture:

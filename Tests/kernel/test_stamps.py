@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from meshtest.capture import SYN, Capture, frame, send_frame
-from meshtest.host import Cgroup, mac_of, run
+from meshtest.host import Cgroup, mac_of, run, scaled
 from meshtest.policies import service
 from meshtest.traffic import exchange, receive, response
 
@@ -99,7 +99,7 @@ def test_a_retransmitted_syn_has_the_same_stamp(start_agent, world, route):
         if route == "veth6":
             world.far.batch("neigh replace fd77::1 lladdr 02:00:0a:4d:00:01 dev veth0 nud permanent")
         listener = world.listen(route, 9001)
-        client.settimeout(10)
+        client.settimeout(scaled(10))
         server = world.keep(listener.accept()[0])
         second = capture.syns(2)[1]
         exchange(client, server)
@@ -137,7 +137,7 @@ def test_an_old_syn_of_the_same_ports_changes_nothing(start_agent, world, route)
         capture.wait(lambda s: s.is_syn and s.stamp == TRACE)
         world.far.batch(neighbour.format(near, mac_of("10.77.0.1")))
         send_frame(world.far, frame(answer, answer.raw, mac_of("10.77.0.1")))
-        client.settimeout(10)
+        client.settimeout(scaled(10))
         server = world.keep(listener.accept()[0])
         assert len([s for s in capture.segments if s.is_syn]) == 2
     exchange(client, server)

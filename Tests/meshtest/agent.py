@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.parse
 
-from .host import poll, run
+from .host import poll, run, scaled
 from .metrics import parse_openmetrics, parse_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def binary(name, variable):
 
 class _ControlConnection(http.client.HTTPConnection):
     def __init__(self, path, timeout=10.0):
-        super().__init__("localhost", timeout=timeout)
+        super().__init__("localhost", timeout=scaled(timeout))
         self._path = path
 
     def connect(self):
@@ -157,7 +157,7 @@ class Agent:
         """Ends the agent with TERM and checks how it left."""
         self.resume()
         self.signal(signal.SIGTERM)
-        assert self.process.wait(15) == code, self.log_path.read_text()
+        assert self.process.wait(scaled(15)) == code, self.log_path.read_text()
         self.log.close()
         assert self.attachments() == self.before, "left behind after the agent's end"
         self.process = None
@@ -168,7 +168,7 @@ class Agent:
 
     def ended(self, code):
         """Waits for an end that leaves everything as it was: a killed agent's, or one's with `--keep`."""
-        assert self.process.wait(15) == code, self.log_path.read_text()
+        assert self.process.wait(scaled(15)) == code, self.log_path.read_text()
         self.log.close()
         self.process = None
         self.killed = True
@@ -223,7 +223,7 @@ class Agent:
 
     def get(self, path, headers=None, method="GET"):
         """A scrape from outside the cgroup: (status, headers, body)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=scaled(10))
         connection.sock = self.world.host.outside.socket(self.world.near)
         try:
             connection.sock.connect(("127.0.0.1", self.port))
@@ -312,7 +312,7 @@ class Agent:
             [binary("meshctl", "MESHCTL"), "--control", control or self.control, "-o", output, *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=scaled(30),
         )
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         if code:
@@ -338,7 +338,7 @@ class Agent:
 
     def expect(self, read, wanted, timeout=3.0):
         """Checks that a number or table read from the agent comes to be exactly `wanted`, and stays."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + scaled(timeout)
         while (found := read()) != wanted and time.monotonic() < deadline:
             time.sleep(0.01)
         assert found == wanted

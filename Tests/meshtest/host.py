@@ -17,10 +17,19 @@ import time
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count()
+# How many times longer than on a usual machine the tests wait before they give up: software emulation is
+# slow. It moves limits alone, never what a test expects.
+TIME_SCALE = float(os.environ.get("MESH_TEST_TIME_SCALE", "1"))
+
+
+def scaled(seconds):
+    """A limit in seconds, on this machine."""
+    return seconds * TIME_SCALE
 
 
 def poll(probe, timeout=5.0, interval=0.005, what=None):
     """Calls `probe` until it returns something true, and returns that; fails past `timeout` seconds."""
+    timeout = scaled(timeout)
     deadline = time.monotonic() + timeout
     while True:
         value = probe()
@@ -33,9 +42,8 @@ def poll(probe, timeout=5.0, interval=0.005, what=None):
 
 def run(*command, check=True, input=None, timeout=60, env=None):
     """Runs a command to its end and returns it with its output as text; fails when the command does."""
-    done = subprocess.run(
-        [str(word) for word in command], input=input, capture_output=True, text=True, timeout=timeout, env=env
-    )
+    words = [str(word) for word in command]
+    done = subprocess.run(words, input=input, capture_output=True, text=True, timeout=scaled(timeout), env=env)
     if check and done.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}: exit {done.returncode}: {done.stderr or done.stdout}")
     return done
@@ -161,7 +169,7 @@ class Netns:
     def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0, timeout=10.0):
         with self.entered():
             made = socket.socket(family, kind, protocol)
-        made.settimeout(timeout)
+        made.settimeout(scaled(timeout))
         return made
 
     def close(self):
@@ -196,7 +204,7 @@ class Outside:
             reply, fds, _, _ = socket.recv_fds(self._here, 4096, 1)
         assert reply == b"ok", reply.decode()
         made = socket.socket(fileno=fds[0])
-        made.settimeout(timeout)
+        made.settimeout(scaled(timeout))
         return made
 
     def close(self):
@@ -370,7 +378,7 @@ class World:
         own = listener or self.listen(route, port)
         client = self.connect(route, port)
         server, _ = own.accept()
-        server.settimeout(10.0)
+        server.settimeout(scaled(10.0))
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.keep(server)
         if listener is None:

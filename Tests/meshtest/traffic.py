@@ -10,6 +10,8 @@ import struct
 import threading
 import time
 
+from .host import scaled
+
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -86,7 +88,7 @@ def connect_errno(world, route, port, blocking=True):
             return result
         poller = select.poll()
         poller.register(client, select.POLLOUT)
-        assert poller.poll(10_000), "no end of a non-blocking connect()"
+        assert poller.poll(scaled(10_000)), "no end of a non-blocking connect()"
         return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     finally:
         client.close()
@@ -94,7 +96,7 @@ def connect_errno(world, route, port, blocking=True):
 
 def until_closed(sock):
     """Reads on to the end of a connection: 0 where it ended with FIN, else the errno."""
-    sock.settimeout(10.0)
+    sock.settimeout(scaled(10.0))
     try:
         while sock.recv(1 << 16):
             pass

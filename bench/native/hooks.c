@@ -29,6 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "empty.h"
 #include "mesh_abi.h"
 
 /* A batch is short enough that most see no interrupt; its segment's figure is their median. */
@@ -37,8 +38,6 @@
 #define WARM_UP 200
 #define MAX_ROUNDS 5000
 #define SERVICE 1
-/* linux/bpf.h, since Linux 6.6; Debian 12's is older. */
-#define TCX_EGRESS 47
 
 enum hook {
 	CONNECTION = 1 << 0, /* connect4, sock_ops, sock_release */
@@ -114,20 +113,6 @@ static struct bpf_program *program(const char *name)
 	return found;
 }
 
-static int load_empty(enum bpf_attach_type type)
-{
-	const struct bpf_insn allow[] = {
-		{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 1},
-		{.code = BPF_JMP | BPF_EXIT},
-	};
-	LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = type);
-	int fd = bpf_prog_load(BPF_PROG_TYPE_CGROUP_SKB, "empty", "GPL", allow, 2, &options);
-
-	if (fd < 0)
-		fail("load an empty program");
-	return fd;
-}
-
 /* Loads the object and fills its maps as the agent does: a service with a closed breaker that
  * counts 5xx and slow calls as failures, stamping on for 127.0.0.0/8. */
 static void load(const char *path, uint16_t port)
@@ -163,8 +148,10 @@ static void load(const char *path, uint16_t port)
 	control->first_discovered = SERVICE + 1;
 	control->max_discovered = 1000;
 	control->generation = 1;
-	empty_ingress = load_empty(BPF_CGROUP_INET_INGRESS);
-	empty_egress = load_empty(BPF_CGROUP_INET_EGRESS);
+	empty_ingress = load_empty_cgroup_skb(BPF_CGROUP_INET_INGRESS);
+	empty_egress = load_empty_cgroup_skb(BPF_CGROUP_INET_EGRESS);
+	if (empty_ingress < 0 || empty_egress < 0)
+		fail("load an empty program");
 }
 
 /* What is attached now: links by their descriptors, and the clsact qdisc. */

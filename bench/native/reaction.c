@@ -27,6 +27,21 @@ static uint64_t until_rejected(int fd, unsigned *admitted)
 	}
 }
 
+/* How long this thread has waited for a CPU so far while it could have run (proc(5), schedstat). */
+static uint64_t waited_ns(void)
+{
+	static int file = -1;
+	char text[96] = "";
+	unsigned long long run = 0, waited = 0;
+
+	if (file < 0)
+		file = check(
+			open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC), "schedstat");
+	check(pread(file, text, sizeof(text) - 1, 0), "schedstat");
+	sscanf(text, "%llu %llu", &run, &waited);
+	return waited;
+}
+
 int main(int count, char **words)
 {
 	unsigned trials = number_of(count, words, "--trials", 1);
@@ -38,6 +53,7 @@ int main(int count, char **words)
 	uint16_t proxy = number_of(count, words, "--through", 0);
 	struct background background = {.rate = number_of(count, words, "--rate", 10)};
 	uint16_t server = number_of(count, words, "--server", 0);
+	double *waits = calloc(trials + 1, sizeof(double));
 	int *listeners = calloc(trials + 2, sizeof(int));
 	unsigned never = 0;
 	uint64_t admitted_all = 0;
@@ -77,7 +93,9 @@ int main(int count, char **words)
 				return 1;
 			}
 		}
+		uint64_t waited = waited_ns();
 		refused = proxy ? until_rejected(fd, &admitted) : until_refused(address, &admitted);
+		waits[trial - never] = (waited_ns() - waited) / 1e9;
 		drop(fd);
 		if (refused)
 			printf("%s%.9f", trial > never ? ", " : "", (refused - decided) / 1e9);
@@ -88,6 +106,9 @@ int main(int count, char **words)
 		sleep_for(pause * 500000ull + (uint64_t)rand() % (pause * 1000000ull + 1));
 	}
 	background.stopping = true;
+	printf("], \"waited\": [");
+	for (unsigned trial = 0; trial < trials - never; trial++)
+		printf("%s%.9f", trial ? ", " : "", waits[trial]);
 	printf("], \"never\": %u, \"admitted\": %lu, \"rate\": %.1f}\n", never, admitted_all,
 		achieved(&background));
 	return 0;
