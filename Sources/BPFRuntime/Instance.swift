@@ -30,6 +30,9 @@ public struct Instance: Equatable, Sendable {
     /// The file that a live agent, or whoever works in its place, holds locked.
     public var lock: String { control + ".lock" }
 
+    /// The file of what the agent knows, for the next one.
+    public var state: String { control + ".state" }
+
     /// The handle of its traffic control filters: an agent beside it has others.
     public var filterHandle: UInt32 { Instance.filterHandle(pins: pins) }
 

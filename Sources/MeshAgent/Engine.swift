@@ -19,6 +19,10 @@ final class Engine {
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
+    /// What was counted is kept for the next agent after so long, and whenever records of an eighth of the ring
+    /// buffer were counted: half of what has the kernel wake the engine.
+    private static let commitInterval: UInt64 = 50_000_000
+    private static let commitBytes = Int(MESH_RING_BYTES) / 8
     /// Records counted in one go before breakers are shown what has come since.
     private static let recordsPerLook = 256
 
@@ -66,6 +70,16 @@ final class Engine {
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
+    /// The state for the next agent; nil if nothing outlives this one.
+    private(set) var journal: Journal?
+    private var lastCommit: UInt64 = 0
+    /// Something happened that the next agent could not find out again.
+    private var wantsCommit = false
+    /// Breakers may be behind what the kernel was told of them: nothing is written there yet.
+    private var isCatchingUp = false
+    /// What the state knows of the ring buffer of maps that were replaced: how many of its records breakers saw
+    /// that were not counted; nil if all were counted.
+    private var shownBefore: Int? = 0
     /// Who waits for a metrics page. One is rendered at a time, for all who wait by then: a snapshot
     /// costs memory, and how many ask is not the agent's to say.
     private var scrapes: [HTTPExchange] = []
@@ -112,7 +126,8 @@ final class Engine {
     /// Applies the configuration, attaches, and runs until it is told to stop.
     /// - Throws: What keeps it from starting.
     func run() throws(SystemError) {
-        if kernel.isTakeover { try restore() }
+        let state = openState()
+        if kernel.isTakeover { try restore(state) }
         try apply(configuration)
         StartStep.reached("leased")
         try kernel.attach()
@@ -166,15 +181,18 @@ final class Engine {
             }
             planLook()
             for index in 0..<count { handle(poller[index]) }
-            turn()
+            turn(more: more)
         }
         shared.setReady(false)
         if options.keep {
             kernel.setNextLook(at: 0)
             kernel.setFlowsWanted(false)
+            drainAll()
             heartbeat(MonotonicClock.now())
+            commit(MonotonicClock.now())
             kernel.keep()
         } else {
+            journal?.remove()
             kernel.detach()
         }
         log.write(
@@ -186,9 +204,16 @@ final class Engine {
 
     /// Goes on where an earlier agent ended: with the IDs that its services had, the breakers as the kernel
     /// has them, and the bindings of processes that still run. Nothing is written to the kernel yet.
-    private func restore() throws(SystemError) {
+    private func restore(_ state: StateLog?) throws(SystemError) {
         var found = try kernel.inheritance()
         StartStep.reached("inherited")
+        if let state {
+            do {
+                try restore(state, &found)
+            } catch {
+                journal?.putAside(error.description)
+            }
+        }
         found.nameServices(of: configuration)
         intake.services.restore(found.names, next: found.nextService)
         readDiscovered()
@@ -196,8 +221,16 @@ final class Engine {
         // Who bound a process that began later meant another one, of the same number.
         let lastBeat = found.leaseUntil - min(found.leaseUntil, configuration.breakers.lease)
         for (pid, trace) in found.bindings {
+            if let known = found.bound[pid], known.trace == trace,
+                let descriptor = bindings.restore(pid: pid, known),
+                (try? poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)) != nil
+            {
+                continue
+            }
             let began = ProcessHandle.began(pid: pid)
-            guard let began, began <= lastBeat, (try? watch(pid: pid, trace)) != nil else {
+            guard found.bound[pid]?.trace != trace, let began, began <= lastBeat,
+                (try? watch(pid: pid, trace)) != nil
+            else {
                 _ = bindings.unbind(pid: pid)
                 kernel.unbind(pid: pid)
                 continue
@@ -214,11 +247,14 @@ final class Engine {
         try kernel.finishReplacing { id, role, address, port in
             intake.services.discovered(id: id, role: role, address: address, port: port)
         } take: { record in
+            guard let shownBefore else { return }
             count += 1
-            if !intake.decide(record) { _ = settleDecided() }
+            if count > shownBefore, !intake.decide(record) { _ = settleDecided() }
             _ = intake.count(record)
             finish()
         }
+        // Before those maps are removed. From here on the state is of the new ones.
+        commit(MonotonicClock.now())
         log.write(
             .warning,
             "the maps have another layout now: connections are adopted anew, without pending requests",
@@ -233,8 +269,12 @@ final class Engine {
     private func restoreBreakers(_ found: Inheritance) {
         let now = MonotonicClock.now()
         for (service, word) in found.words {
-            if intake.breakers.slot(of: service) != nil {
-                intake.breakers.restore(service, word, override: found.override(of: service), at: now)
+            if let slot = intake.breakers.slot(of: service) {
+                if found.isStateCurrent && intake.breakers.slots[slot].isRestored {
+                    intake.breakers.note(word, of: slot)
+                } else {
+                    intake.breakers.restore(service, word, override: found.override(of: service), at: now)
+                }
             } else {
                 kernel.write(.none, service: service)
                 if word.mayReject { enforcing -= 1 }
@@ -267,7 +307,7 @@ final class Engine {
     }
 
     /// What is due whatever woke the loop.
-    private func turn() {
+    private func turn(more: Bool) {
         let now = MonotonicClock.now()
         if now >= lastHeartbeat + heartbeatInterval {
             favour(since: lastHeartbeat, now)
@@ -276,11 +316,13 @@ final class Engine {
         }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
-            intake.sweep(at: now)
+            if intake.sweep(at: now) { journal?.rewrite() }
         }
         if now >= intake.breakers.nextDeadline {
             for (slot, transitions) in intake.breakers.tick(now) { settle(slot, transitions, sample: nil) }
         }
+        // Once for all that a wait has left: the more, the less each costs.
+        if wantsCommit || (!more && now >= lastCommit + Engine.commitInterval) { commit(now) }
     }
 
     private func handle(_ event: Poller.Event) {
@@ -364,8 +406,86 @@ final class Engine {
             decided -= wanted
             taken += wanted
         }
+        if wantsCommit || kernel.heldBytes >= Engine.commitBytes { commit(MonotonicClock.now()) }
         return taken
     }
+
+    // MARK: - What outlives the agent
+
+    /// Writes what has changed since the last time to the state, with how far records are in it, and only then
+    /// gives their room in the ring buffer back: the next agent counts each of them once, wherever this one is
+    /// killed.
+    private func commit(_ now: UInt64) {
+        lastCommit = now
+        wantsCommit = false
+        if let journal {
+            let positions = kernel.ringPositions
+            journal.commit(counted: positions.counted, decided: positions.decided, at: now) {
+                scope, writer in
+                intake.save(scope, to: &writer)
+                history.save(scope, to: &writer)
+                bindings.save(scope, to: &writer)
+            }
+        }
+        // Also where it could not be written: what comes must not find the ring buffer full.
+        kernel.release()
+    }
+
+    /// Opens the file of the state, and reads what an agent before this one left there.
+    private func openState() -> StateLog? {
+        // Without pins, nobody could go on with it.
+        guard kernel.pins != nil,
+            let text = try? readText("/proc/sys/kernel/random/boot_id"), let boot = StateOwner.Boot(text)
+        else { return nil }
+        let journal = Journal(
+            path: options.instance.state,
+            owner: StateOwner(instance: kernel.instance, layout: KernelSide.layout, boot: boot), log: log)
+        self.journal = journal
+        return journal.read()
+    }
+
+    /// Goes on with what the agent before this one knew.
+    private func restore(_ state: StateLog, _ found: inout Inheritance) throws(StateLogError) {
+        // All or nothing.
+        var (intake, history, known) = (self.intake, self.history, found)
+        var bounds: [UInt64] = []
+        try state.replay { row throws(StateLogError) in
+            var isGood = true
+            switch row {
+            case .bounds(let found): bounds = found
+            case .event(let number, let event): isGood = history.restore(event, number: number)
+            case .binding(let pid, let binding): known.bound[pid] = binding
+            case .override(let service, let override):
+                known.overrides[service] = override
+                isGood = intake.restore(row, bounds: bounds)
+            default: isGood = intake.restore(row, bounds: bounds)
+            }
+            guard isGood else { throw .damaged(at: 0, what: "a row contradicts another") }
+        }
+        let isOfTheseMaps = state.layout == KernelSide.layout
+        let resumed = isOfTheseMaps ? kernel.resume(state.last) : kernel.replaced?.resume(state.last)
+        guard let place = resumed else {
+            throw .damaged(at: 0, what: "the ring buffer never came as far as it says")
+        }
+        intake.workloads.restored(at: MonotonicClock.now())
+        for info in intake.services.byID.values where info.kind == .configured {
+            known.names[info.id] = info.name
+        }
+        known.isStateCurrent = place.unknown == 0
+        (self.intake, self.history, found) = (intake, history, known)
+        decided = isOfTheseMaps ? place.shown : 0
+        shownBefore = isOfTheseMaps ? nil : place.shown
+        if bounds != traffic.requests.bounds {
+            log.write(.warning, "\"histogram\" was changed: the histograms begin anew, all else goes on")
+        }
+        if place.unknown > 0 {
+            log.write(
+                .warning, "counts are short: the state is older than what was counted",
+                ["bytes_of_samples": .integer(Int(place.unknown))])
+        }
+    }
+
+    // MARK: - Decisions
 
     /// Shows everything that the kernel has sent so far to the breakers, and settles them: a sample that
     /// decides does not wait until those before it are counted.
@@ -438,20 +558,41 @@ final class Engine {
     /// Writes a breaker's new state to the kernel, then tells of it.
     private func settle(
         _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?,
-        actor: String = BreakerEvent.agent, endedBy: BreakerReason = .overrideExpired
+        endedBy: BreakerReason = .overrideExpired
     ) {
-        let service = intake.breakers.slots[slot].service
         let overrideBefore = intake.breakers.slots[slot].written?.forced
-        if let (old, new) = intake.breakers.wordToWrite(slot) {
-            let was = old?.mayReject ?? false
-            // The count goes up before and down after, so that tc never misses a rejected request.
-            if new.mayReject && !was { setEnforcing(enforcing + 1) }
-            kernel.write(new, service: service)
-            if was && !new.mayReject { setEnforcing(enforcing - 1) }
-        }
-        if let sample, transitions.contains(where: { $0.to == .open }) {
+        // An agent before this one may have decided so, and have been killed before it was in the state.
+        let isWritten = write(slot)
+        if let sample, isWritten, transitions.contains(where: { $0.to == .open }) {
             intake.traffic.recordReaction(MonotonicClock.now() &- sample.time)
+            // The next agent would decide the same, but how fast this one was it cannot know.
+            wantsCommit = true
         }
+        tell(slot, transitions, sample: sample)
+        let breaker = intake.breakers.slots[slot].breaker
+        if let overrideBefore, breaker.override == nil, !isCatchingUp {
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .overrideEnd,
+                    service: services.name(intake.breakers.slots[slot].service), from: overrideBefore.state,
+                    to: breaker.state, reason: endedBy))
+        }
+    }
+
+    /// Writes a breaker's state to the kernel; false if that has it already.
+    private func write(_ slot: Int) -> Bool {
+        guard !isCatchingUp, let (old, new) = intake.breakers.wordToWrite(slot) else { return false }
+        let was = old?.mayReject ?? false
+        // The count goes up before and down after, so that tc never misses a rejected request.
+        if new.mayReject && !was { setEnforcing(enforcing + 1) }
+        kernel.write(new, service: intake.breakers.slots[slot].service)
+        if was && !new.mayReject { setEnforcing(enforcing - 1) }
+        return true
+    }
+
+    /// Counts and tells what happened to a breaker.
+    private func tell(_ slot: Int, _ transitions: [BreakerTransition], sample: Sample?) {
+        let service = intake.breakers.slots[slot].service
         for transition in transitions {
             intake.traffic.recordTransition(service: service, transition)
             // An override has an event of its own, which says more.
@@ -462,13 +603,6 @@ final class Engine {
                     wallOffset: Int64(bitPattern: Engine.wallOffset())))
         }
         let breaker = intake.breakers.slots[slot].breaker
-        if let overrideBefore, breaker.override == nil, actor == BreakerEvent.agent {
-            record(
-                BreakerEvent(
-                    time: wallNow(), kind: .overrideEnd, service: services.name(service),
-                    from: overrideBefore.state, to: breaker.state,
-                    reason: endedBy))
-        }
         if intake.breakers.noteHeldClosed(slot, at: sample?.time ?? MonotonicClock.now()) {
             record(
                 BreakerEvent(
@@ -493,7 +627,8 @@ final class Engine {
         settle(slot, intake.breakers.refresh(slot, at: now), sample: nil)
     }
 
-    /// Forces a state on a breaker.
+    /// Forces a state on a breaker. It is in the state before the kernel knows: no override is without who and
+    /// why.
     func force(
         _ slot: Int, _ forced: BreakerOverride.Forced, actor: String, reason: String, for duration: UInt64
     ) {
@@ -503,12 +638,14 @@ final class Engine {
         let override = BreakerOverride(
             forced: forced, actor: actor, reason: reason, since: now, expiresAt: now + duration)
         guard let transitions = intake.breakers.force(slot, override, at: now) else { return }
-        settle(slot, transitions, sample: nil, actor: actor)
+        tell(slot, transitions, sample: nil)
         record(
             BreakerEvent(
                 time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
                 from: before, to: forced.state, reason: .override, actor: actor, text: reason,
                 expiresAt: wallNow() + duration))
+        commit(now)
+        _ = write(slot)
     }
 
     /// Ends an override.
@@ -516,13 +653,16 @@ final class Engine {
         decideAll()
         let now = MonotonicClock.now()
         let before = intake.breakers.slots[slot].breaker
-        settle(slot, intake.breakers.release(slot, at: now), sample: nil, actor: actor)
-        guard before.override != nil else { return }
-        let breaker = intake.breakers.slots[slot]
-        record(
-            BreakerEvent(
-                time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
-                from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
+        tell(slot, intake.breakers.release(slot, at: now), sample: nil)
+        if before.override != nil {
+            let breaker = intake.breakers.slots[slot]
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
+                    from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
+        }
+        commit(now)
+        _ = write(slot)
     }
 
     // MARK: - Traces and followers
@@ -703,6 +843,10 @@ final class Engine {
         if let inherited {
             restoreBreakers(inherited)
             self.inherited = nil
+            // What the earlier agent decided and did not come to keep: again, before anything is written.
+            isCatchingUp = true
+            decideAll()
+            isCatchingUp = false
         }
         for (slot, transitions) in changes {
             settle(slot, transitions, sample: nil, endedBy: .reload)

@@ -31,6 +31,12 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.isPinned = kernel.pinError == nil
+        if let journal {
+            snapshot.state.isKept = journal.error == nil
+            snapshot.state.commits = journal.commits
+            snapshot.state.failures = journal.failures
+            snapshot.state.bytes = UInt64(journal.bytes)
+        }
         snapshot.leaseAge = MonotonicClock.now() - lastHeartbeat
         if let process = try? ProcessStatistics.read() {
             snapshot.process.cpuTime = UInt64(process.cpuSeconds * 1_000_000_000)

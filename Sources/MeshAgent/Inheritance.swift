@@ -21,6 +21,10 @@ struct Inheritance {
     var names: [UInt32: String] = [:]
     /// What people forced, with who and why, of those that the state knows.
     var overrides: [UInt32: BreakerOverride] = [:]
+    /// What the state knows of the bindings.
+    var bound: [UInt32: StateBinding] = [:]
+    /// Whether the state knows all that was counted: then it knows more of breakers than the maps do.
+    var isStateCurrent = false
 
     /// Finds names for IDs without one: a configured service has the ID that most of its endpoints have.
     mutating func nameServices(of configuration: Configuration) {

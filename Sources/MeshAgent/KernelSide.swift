@@ -588,7 +588,22 @@ final class KernelSide {
     @discardableResult
     func peekWhile(_ body: (UnsafeRawBufferPointer) -> Bool) -> Int { ring.peekWhile(body) }
 
-    /// Hands over records, oldest first.
+    /// Bytes of records that were handed over and not released.
+    var heldBytes: Int { ring.heldBytes }
+
+    /// How far records were handed over, and how far they were shown.
+    var ringPositions: (counted: UInt64, decided: UInt64) { (ring.position, ring.shownPosition) }
+
+    /// Gives the room of what was handed over back to the kernel: whoever reads after this process does not
+    /// see it again.
+    func release() { ring.release() }
+
+    /// Goes on where an agent before this one was: see `RingBuffer.resume`.
+    func resume(_ commit: StateCommit) -> (shown: Int, unknown: UInt64)? {
+        ring.resume(at: commit.counted, shown: commit.decided)
+    }
+
+    /// Hands over records, oldest first. They stay in the ring buffer until `release`.
     func consumeWhile(limit: Int, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
         ring.consumeWhile(limit: limit, body)
     }

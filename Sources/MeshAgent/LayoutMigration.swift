@@ -94,6 +94,11 @@ final class ReplacedMaps {
         }
     }
 
+    /// Goes on in their ring buffer where an agent before this one was: see `RingBuffer.resume`.
+    func resume(_ commit: StateCommit) -> (shown: Int, unknown: UInt64)? {
+        ring?.resume(at: commit.counted, shown: commit.decided)
+    }
+
     /// Hands over the records that still wait, oldest first.
     func consume(_ body: (UnsafeRawBufferPointer) -> Void) -> Int {
         ring?.consumeWhile { record in

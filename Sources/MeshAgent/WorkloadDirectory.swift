@@ -44,17 +44,38 @@ struct WorkloadDirectory {
     }
 
     /// Forgets cgroups that are gone, and the series of workloads that have been gone for long.
-    mutating func sweep(requests: inout SeriesTable, connections: inout ConnectionTable, at now: UInt64) {
+    /// - Returns: Whether there were any.
+    mutating func sweep(requests: inout SeriesTable, connections: inout ConnectionTable, at now: UInt64)
+        -> Bool
+    {
+        let before = (table.generation, requests.count, connections.count)
+        var isGone = false
         for cgroup in Array(table.cgroups) where path(of: cgroup) == nil {
             table.remove(cgroup: cgroup, at: now)
+            isGone = true
         }
         for answer in lastCgroups.indices {
             (lastCgroups[answer], lastIndices[answer]) = (0, SeriesKey.otherWorkload)
         }
-        guard now > WorkloadDirectory.grace else { return }
+        guard now > WorkloadDirectory.grace else { return isGone }
         table.sweep(
             idleSince: now - WorkloadDirectory.grace, requests: &requests, connections: &connections)
+        return isGone || before != (table.generation, requests.count, connections.count)
     }
+
+    /// Adds what has come since the last time, or all that there is; what has gone takes all of it to tell.
+    mutating func save(_ scope: StateScope, to writer: inout StateWriter) { table.save(scope, to: &writer) }
+
+    /// Takes over a row of an agent before; false if it makes no sense. Call `restored` after the last one.
+    mutating func restore(index: UInt32, name: String) -> Bool { table.restore(index: index, name: name) }
+
+    /// The same for the cgroup of a workload.
+    mutating func restore(cgroup: UInt64, index: UInt32) -> Bool {
+        table.restore(cgroup: cgroup, index: index)
+    }
+
+    /// Ends restoring, `now` in monotonic nanoseconds.
+    mutating func restored(at now: UInt64) { table.restored(at: now) }
 
     /// The cgroup's path below the mount, beginning with `/`.
     private func path(of cgroup: UInt64) -> String? {

@@ -45,6 +45,13 @@ public struct ProcessStatistics: Equatable, Sendable {
         return Double(boot) + Double(ticks) / Double(sysconf(Int32(_SC_CLK_TCK)))
     }
 
+    /// When a process started, in clock ticks since boot: with its ID, that tells it from all others.
+    public static func startTicks(pid: Int32) throws(SystemError) -> UInt64 {
+        let path = "/proc/\(pid)/stat"
+        guard let ticks = startTicks(stat: try readText(path)) else { throw malformed(path) }
+        return ticks
+    }
+
     /// Field 22 of /proc/PID/stat: when the process started, in clock ticks since boot.
     static func startTicks(stat: String) -> UInt64? {
         // The second field is the program's name in parentheses, which may hold anything.
