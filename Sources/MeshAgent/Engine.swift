@@ -23,6 +23,10 @@ final class Engine {
     /// buffer were counted: half of what has the kernel wake the engine.
     private static let commitInterval: UInt64 = 50_000_000
     private static let commitBytes = Int(MESH_RING_BYTES) / 8
+    /// For tests: the agent kills itself between this commit's being written and the release of its records.
+    private static let fatalCommit = getenv("MESH_AGENT_DIE_AT_COMMIT").flatMap {
+        UInt64(String(cString: $0))
+    }
     /// Records counted in one go before breakers are shown what has come since.
     private static let recordsPerLook = 256
 
@@ -426,6 +430,7 @@ final class Engine {
                 history.save(scope, to: &writer)
                 bindings.save(scope, to: &writer)
             }
+            if journal.commits == Engine.fatalCommit { raise(SIGKILL) }
         }
         // Also where it could not be written: what comes must not find the ring buffer full.
         kernel.release()

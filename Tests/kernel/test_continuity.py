@@ -10,6 +10,7 @@ import errno
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -205,6 +206,23 @@ def test_killed_at_any_instant_under_load(start_agent, world):
     assert not [line for line in agent.logs() if line["level"] in ("warning", "error")], agent.logs()
 
 
+def test_killed_between_a_commit_and_its_release(start_agent, world):
+    """What is in the file and still in the ring buffer, too, is counted once."""
+    agent = start_agent({**config(service()), **LEASE})
+    client, server = world.pair("lo4", 9001)
+    agent.kill()
+    count = 0
+    for number in range(2, 6):
+        agent.spawn(MESH_AGENT_DIE_AT_COMMIT=str(number))
+        while agent.process.poll() is None:
+            exchange(client, server)
+            count += 1
+        agent.ended(-signal.SIGKILL)
+    agent.start()
+    pages_agree(agent, "web", count)
+    assert agent.attempts("web", "request")["admitted"] == count
+
+
 @pytest.mark.limit(120)
 def test_killed_while_the_state_is_written(start_agent, world):
     """SIGKILL from outside, at instants around those at which the file grows."""
@@ -381,7 +399,7 @@ def test_what_is_kept_on_purpose_goes_on(start_agent, world):
     client, server = world.pair("lo4", 9001)
     for _ in range(5):
         exchange(client, server)
-    agent.signal(15)
+    agent.signal(signal.SIGTERM)
     agent.ended(0)
     for _ in range(4):
         exchange(client, server)
