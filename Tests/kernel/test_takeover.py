@@ -107,7 +107,7 @@ def test_no_attempt_leaks_in_a_storm(start_agent, world, tc):
 
 
 @TC
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_killed_at_every_step_of_a_takeover(start_agent, world, tc):
     agent, pairs = enforcing(start_agent, world, tc, pairs=300)
     agent.kill()
@@ -126,7 +126,7 @@ def test_killed_at_every_step_of_a_takeover(start_agent, world, tc):
     agent.stop()
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_killed_at_every_step_of_a_first_start(start_agent, world):
     """The next start works, and leaves nothing of the first one's."""
     agent = start_agent(config(service()), environment=forced("clsact"), start=False)
@@ -420,7 +420,7 @@ def test_without_pins(start_agent, world, why):
 
 
 @TC
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_another_layout(start_agent, world, tc):
     """There and back, with a storm of connects: what is enforced is, what is counted is, IDs stay."""
     agent, _ = enforcing(start_agent, world, tc)
@@ -465,7 +465,7 @@ def test_another_layout(start_agent, world, tc):
     agent.stop()
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(600)
 def test_killed_at_every_step_of_another_layout(start_agent, world):
     agent, _ = enforcing(start_agent, world, "clsact")
     agent.kill()
