@@ -1,5 +1,5 @@
-// Attaching programs with links: the kernel detaches them when the last descriptor is closed, so a
-// killed agent leaves nothing behind.
+// Attaching programs with links. The kernel detaches them when the last descriptor is closed, so a killed
+// process leaves nothing behind; unless they are pinned: then they stay until somebody removes them.
 import CLibBPF
 import Glibc
 import MeshSystem
@@ -12,20 +12,63 @@ public enum TrafficDirection: String, Sendable, CaseIterable {
     case egress
 }
 
-/// A program attached somewhere; detached when this goes away.
+/// A program attached somewhere; detached when this goes away, unless it is pinned.
 public struct BPFLink: ~Copyable, Sendable {
     private let file: FileDescriptor
+    /// Where it is pinned; nil if it is not.
+    public private(set) var pin: String?
 
-    private init(_ file: consuming FileDescriptor) { self.file = file }
+    private init(_ file: consuming FileDescriptor, pin: String? = nil) {
+        self.file = file
+        self.pin = pin
+    }
 
     deinit {
+        if pin == nil { detach() }
+    }
+
+    /// The link's descriptor.
+    public var descriptor: Int32 { file.descriptor }
+
+    private func detach() {
         // Closing would do, were it not for a child that is between fork and exec and holds a copy.
         // An iterator is attached nowhere, and answers with an error.
         _ = bpf_link_detach(file.descriptor)
     }
 
-    /// The link's descriptor.
-    public var descriptor: Int32 { file.descriptor }
+    // MARK: Pins
+
+    /// Opens a link that an earlier process pinned; nil if there is none at that path.
+    public static func pinned(at path: String) throws(SystemError) -> BPFLink? {
+        let result = bpf_obj_get(path)
+        if result == -ENOENT { return nil }
+        guard result >= 0 else { throw SystemError("open", "the eBPF link \(path)", errno: -result) }
+        return BPFLink(FileDescriptor(owning: result), pin: path)
+    }
+
+    /// Pins it: from now on it outlives this process.
+    public mutating func pin(at path: String) throws(SystemError) {
+        let result = bpf_obj_pin(descriptor, path)
+        guard result == 0 else { throw SystemError("pin", "the eBPF link \(path)", errno: -result) }
+        pin = path
+    }
+
+    /// Puts another program in the place of the one that is attached: each packet and call meets one of them.
+    /// - Throws: `ENOLINK` if what it was attached to is gone.
+    public func update(_ program: borrowing BPFProgram) throws(SystemError) {
+        let result = bpf_link_update(descriptor, program.descriptor, nil)
+        guard result == 0 else {
+            throw SystemError("replace the program of", "the eBPF link \(pin ?? "")", errno: -result)
+        }
+    }
+
+    /// Detaches it, pinned or not.
+    public consuming func remove() {
+        detach()
+        if let pin { unlink(pin) }
+    }
+
+    // MARK: Attaching
 
     /// Attaches a program to a cgroup2 directory and all below it, beside what others attached there.
     public static func cgroup(

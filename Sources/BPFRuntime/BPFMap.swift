@@ -57,6 +57,14 @@ public struct BPFMap: ~Copyable, Sendable {
         return try BPFMap(FileDescriptor(owning: result), name: name)
     }
 
+    /// Opens a map that is pinned.
+    /// - Throws: `ENOENT` if there is none at that path.
+    public static func pinned(at path: String, name: String) throws(SystemError) -> BPFMap {
+        let result = bpf_obj_get(path)
+        guard result >= 0 else { throw SystemError("open", "the eBPF map \(path)", errno: -result) }
+        return try BPFMap(FileDescriptor(owning: result), name: name)
+    }
+
     /// The map's descriptor.
     public var descriptor: Int32 { file.descriptor }
 
@@ -183,6 +191,82 @@ public struct BPFMap: ~Copyable, Sendable {
             guard result == 0 || result == -ENOENT else { throw failure("list", result) }
         }
         return found
+    }
+
+    /// All entries, in few system calls where the kernel can. Those that come or go meanwhile may be missing.
+    public func entries<Key: BitwiseCopyable, Value: BitwiseCopyable>(
+        keys _: Key.Type = Key.self, values _: Value.Type = Value.self
+    ) throws(SystemError) -> [(key: Key, value: Value)] {
+        check(Key.self, keySize, stride: true)
+        check(Value.self, valueSize, stride: true)
+        var found: [(key: Key, value: Value)] = []
+        // A batch ends between two buckets of a hash table, so there must be room for all of one.
+        let room = 4096
+        let keys = UnsafeMutableBufferPointer<Key>.allocate(capacity: room)
+        let values = UnsafeMutableBufferPointer<Value>.allocate(capacity: room)
+        // The place to go on from: a number for hash tables, a key for tries.
+        let place = UnsafeMutableRawPointer.allocate(byteCount: max(8, keySize), alignment: 8)
+        defer {
+            keys.deallocate()
+            values.deallocate()
+            place.deallocate()
+        }
+        var isFirst = true
+        while true {
+            var count = UInt32(room)
+            let result = bpf_map_lookup_batch(
+                descriptor, isFirst ? nil : place, place, keys.baseAddress, values.baseAddress, &count, nil)
+            if Self.lacksBatches(result) { break }
+            guard result == 0 || result == -ENOENT else { throw failure("list", result) }
+            for index in 0..<Int(count) { found.append((keys[index], values[index])) }
+            if result == -ENOENT { return found }
+            isFirst = false
+        }
+        for key in try self.keys(as: Key.self) {
+            if let value = try lookup(key, as: Value.self) { found.append((key, value)) }
+        }
+        return found
+    }
+
+    /// Writes the entries of this map to another with the same keys, whose values may be longer or shorter: they
+    /// begin alike, and what is not in this map is zero there.
+    /// - Parameter limit: So many entries at most; of an array, the first ones.
+    /// - Throws: `EINVAL` if the keys are not of the same size.
+    public func copy(to other: borrowing BPFMap, limit: Int = .max) throws(SystemError) {
+        guard keySize == other.keySize else {
+            throw SystemError(
+                "copy", "the eBPF map \(name)", errno: EINVAL, reason: "its keys have another size")
+        }
+        let isPerCPU =
+            type == BPF_MAP_TYPE_PERCPU_ARRAY || type == BPF_MAP_TYPE_PERCPU_HASH
+            || type == BPF_MAP_TYPE_LRU_PERCPU_HASH
+        let copies = isPerCPU ? try Self.possibleCPUs.get() : 1
+        let (from, to) = (rounded(valueSize), rounded(other.valueSize))
+        let key = UnsafeMutableRawPointer.allocate(byteCount: keySize, alignment: 8)
+        let old = UnsafeMutableRawPointer.allocate(byteCount: from * copies, alignment: 8)
+        let new = UnsafeMutableRawPointer.allocate(byteCount: to * copies, alignment: 8)
+        defer {
+            key.deallocate()
+            old.deallocate()
+            new.deallocate()
+        }
+        var count = 0
+        var result = bpf_map_get_next_key(descriptor, nil, key)
+        while result == 0, count < limit, count <= 2 * maxEntries {
+            count += 1
+            if try lookup(key: key, into: old) {
+                memset(new, 0, to * copies)
+                for copy in 0..<copies { memcpy(new + copy * to, old + copy * from, min(from, to)) }
+                let written = bpf_map_update_elem(other.descriptor, key, new, Update.any.rawValue)
+                // An array of the other may be shorter.
+                if written == -E2BIG, type == BPF_MAP_TYPE_ARRAY || type == BPF_MAP_TYPE_PERCPU_ARRAY {
+                    return
+                }
+                guard written == 0 else { throw other.failure("write to", written) }
+            }
+            result = bpf_map_get_next_key(descriptor, key, key)
+        }
+        guard result == 0 || result == -ENOENT else { throw failure("list", result) }
     }
 
     // MARK: Memory

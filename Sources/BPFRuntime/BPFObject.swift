@@ -18,6 +18,13 @@ public struct BPFObject: ~Copyable {
         return try BPFObject(bytes, name: "mesh")
     }
 
+    /// Tells the embedded object from that of another build: FNV-1a, 64 bits, in hex. A test may pretend another.
+    public static let meshDigest: String = {
+        let text = UnsafeBufferPointer(start: meshObject.utf8Start, count: meshObject.utf8CodeUnitCount)
+        let hash = text.reduce(0xcbf2_9ce4_8422_2325 as UInt64) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
+        return String(hash, radix: 16) + (getenv("MESH_AGENT_BUILD").map { "-" + String(cString: $0) } ?? "")
+    }()
+
     /// Opens an object file that is in memory. Nothing reaches the kernel yet.
     /// - Parameters:
     ///   - bytes: The ELF file, as clang's bpf target makes it.
@@ -54,6 +61,23 @@ public struct BPFObject: ~Copyable {
     public func setMaxEntries(ofMap name: String, _ count: UInt32) throws(SystemError) {
         let result = bpf_map__set_max_entries(try findMap(name), count)
         guard result == 0 else { throw SystemError("size", "the eBPF map \(name)", errno: -result) }
+    }
+
+    /// Says where `load` finds a map, or pins it if it is not there.
+    public func setPin(ofMap name: String, _ path: String) throws(SystemError) {
+        let result = bpf_map__set_pin_path(try findMap(name), path)
+        guard result == 0 else { throw SystemError("pin", "the eBPF map \(name)", errno: -result) }
+    }
+
+    /// Whether a map that is pinned somewhere is as this object wants it.
+    public func fits(map name: String, pinned path: String) -> Bool {
+        guard let wanted = try? findMap(name), let found = try? BPFMap.pinned(at: path, name: name) else {
+            return false
+        }
+        return found.type == bpf_map__type(wanted) && found.keySize == Int(bpf_map__key_size(wanted))
+            && found.valueSize == Int(bpf_map__value_size(wanted))
+            && found.maxEntries == Int(bpf_map__max_entries(wanted))
+            && found.flags == bpf_map__map_flags(wanted)
     }
 
     /// Says whether `load` loads a program; by default it loads all.

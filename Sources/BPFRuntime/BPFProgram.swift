@@ -17,6 +17,22 @@ public struct BPFProgram: ~Copyable, Sendable {
         self.attachType = attachType
     }
 
+    /// Opens a program that is pinned.
+    /// - Throws: `ENOENT` if there is none at that path.
+    static func pinned(
+        at path: String, name: String, attachType: bpf_attach_type
+    ) throws(SystemError) -> BPFProgram {
+        let result = bpf_obj_get(path)
+        guard result >= 0 else { throw SystemError("open", "the eBPF program \(path)", errno: -result) }
+        return BPFProgram(FileDescriptor(owning: result), name: name, attachType: attachType)
+    }
+
+    /// Pins it.
+    func pin(at path: String) throws(SystemError) {
+        let result = bpf_obj_pin(descriptor, path)
+        guard result == 0 else { throw SystemError("pin", "the eBPF program \(path)", errno: -result) }
+    }
+
     /// The program's descriptor.
     public var descriptor: Int32 { file.descriptor }
 

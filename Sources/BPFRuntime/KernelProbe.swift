@@ -34,7 +34,7 @@ public enum KernelProbe {
         let privileges = checkPrivileges((try? Capabilities.effective()) ?? [])
         var results = [
             privileges, checkVersion(ofRelease: Kernel.release()), checkTypes(), checkCgroup(cgroup),
-            checkJIT(),
+            checkJIT(), checkPins(),
         ]
         if privileges.ok {
             results += checkPrograms() + checkMaps() + checkHelpers() + [checkIterator(), checkTCX()]
@@ -110,6 +110,20 @@ public enum KernelProbe {
             detail: value == nil
                 ? "cannot read \(path)" : (ok ? "on" : "off: each packet costs several times more"),
             remedy: ok ? "" : "switch it on: sysctl net.core.bpf_jit_enable=1")
+    }
+
+    private static func checkPins() -> ProbeResult {
+        let path = "/sys/fs/bpf"
+        let isMounted = (try? Mount.isBPF(path)) == true
+        // The agent mounts it where it may.
+        let mayMount = ((try? Capabilities.effective()) ?? []).contains(.sysAdmin)
+        let ok = isMounted ? access(path, W_OK) == 0 : mayMount
+        return ProbeResult(
+            name: "bpf file system", ok: ok, required: false,
+            detail: ok
+                ? (isMounted ? path : "not mounted yet: the agent will")
+                : "not mounted at \(path), or read-only: what is enforced may end with the agent",
+            remedy: ok ? "" : "mount it at boot: mount -t bpf bpf \(path)")
     }
 
     // MARK: eBPF

@@ -6,6 +6,9 @@ import Glibc
 import MeshSystem
 
 /// Reads the records of a ring buffer. There must be one reader only.
+///
+/// What was handed out stays in the ring buffer until `release()`: a reader that dies before has taken nothing,
+/// and the next one finds it again.
 public struct RingBuffer: ~Copyable {
     private let file: FileDescriptor
     private let page: Int
@@ -15,10 +18,12 @@ public struct RingBuffer: ~Copyable {
     /// The producers' position, then a page later the data, then its first page again: a record that wraps
     /// around is in one piece. (The kernel has all of it twice; but what is mapped counts as resident.)
     private let producer: UnsafeMutableRawPointer
-    /// How far we have read; the kernel learns of it now and then.
-    private var position: UInt64
-    /// How far `peek` has looked.
+    /// How far records were handed out, in bytes since the ring buffer was made.
+    public private(set) var position: UInt64
+    /// How far they were shown; less than `position` if they were handed out without.
     private var peeked: UInt64
+    /// How far the kernel knows that they were read.
+    private var released: UInt64
     /// Whether the last `peekWhile` ended at a record that a program is still writing: what is behind it
     /// was not shown, and a wake-up for it has come already.
     public private(set) var isHeldUp = false
@@ -40,6 +45,7 @@ public struct RingBuffer: ~Copyable {
         }
         position = mesh_load_acquire_u64(consumer)
         peeked = position
+        released = position
         size = map.maxEntries
         self.page = page
         self.file = file
@@ -59,6 +65,40 @@ public struct RingBuffer: ~Copyable {
     /// Bytes of records, with their headers, that wait to be consumed.
     public var pendingBytes: Int { Int(mesh_load_acquire_u64(producer) &- position) }
 
+    /// How far records were shown to `peekWhile`, or handed out.
+    public var shownPosition: UInt64 { max(peeked, position) }
+
+    /// Bytes of records that were handed out and not released.
+    public var heldBytes: Int { Int(position &- released) }
+
+    /// Gives the room of what was handed out back to the kernel.
+    public mutating func release() {
+        guard released != position else { return }
+        mesh_store_release_u64(consumer, position)
+        released = position
+    }
+
+    /// Goes on where another reader was: what it was handed out, up to `position`, is released, and what it was
+    /// shown, up to `shown`, is not shown again. Call it before anything is read.
+    /// - Returns: How many records were shown and are still to be handed out, and how many bytes the kernel was
+    ///   told to be read that the reader did not know of. Nil, and nothing is done, if that cannot be: the ring
+    ///   buffer never came so far.
+    public mutating func resume(at position: UInt64, shown: UInt64) -> (shown: Int, unknown: UInt64)? {
+        let produced = mesh_load_acquire_u64(producer)
+        guard position <= shown, shown <= produced, (position | shown) & 7 == 0 else { return nil }
+        let unknown = self.position > position ? self.position - position : 0
+        self.position = max(self.position, position)
+        release()
+        var records = 0
+        var place = self.position
+        while place < shown, let found = record(at: place) {
+            if found.payload != nil { records += 1 }
+            place = found.next
+        }
+        peeked = place
+        return (records, unknown)
+    }
+
     /// Hands out the records that wait, oldest first, each valid only during the call of `body`.
     /// - Parameters:
     ///   - limit: After so many records it returns, so that a loop can do other things.
@@ -68,7 +108,6 @@ public struct RingBuffer: ~Copyable {
     @discardableResult
     public mutating func consumeWhile(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
         var produced = mesh_load_acquire_u64(producer)
-        var published = position
         var count = 0
         var goesOn = true
         while goesOn && count < limit {
@@ -82,13 +121,7 @@ public struct RingBuffer: ~Copyable {
                 count += 1
             }
             position = found.next
-            // Giving room back for each record would pass a cache line to and fro with the writers.
-            if position - published >= Self.publishEvery {
-                mesh_store_release_u64(consumer, position)
-                published = position
-            }
         }
-        mesh_store_release_u64(consumer, position)
         return count
     }
 
@@ -130,5 +163,4 @@ public struct RingBuffer: ~Copyable {
     }
 
     private static let headerSize = Int(BPF_RINGBUF_HDR_SZ)
-    private static let publishEvery: UInt64 = 4096
 }

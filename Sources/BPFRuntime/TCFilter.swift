@@ -7,28 +7,37 @@ import CMeshSystem
 import Glibc
 import MeshSystem
 
-/// The agent's filters on one interface. When this goes away they are removed, and the qdisc with them
-/// if the agent made it and no other filter is left in either direction.
+/// The agent's filters on one interface. When this goes away they are removed, unless they are to be kept,
+/// and the qdisc with them if the agent made it and no other filter is left in either direction.
 public struct TCFilter: ~Copyable {
     /// Where among the filters of a direction ours stand: lower ones run first. Those that others leave to
     /// the kernel to choose start at 49152; Cilium's has 1.
     public static let defaultPriority: UInt16 = 2
-    /// The handle under which ours are found.
-    static let handle: UInt32 = 0x4d41
+    /// The handle under which ours are found, but for agents beside the usual one.
+    public static let defaultHandle: UInt32 = 0x4d41
 
     private let socket: RouteSocket
     private let interface: Int32
     private let priority: UInt16
+    private let handle: UInt32
     private let kind: String
-    private let ownsQdisc: Bool
+    /// Whether the qdisc is the agent's own.
+    public let ownsQdisc: Bool
+    /// Whether the filters stay when this goes away.
+    public var isKept = false
     private var attached: [TrafficDirection: UInt32] = [:]
 
     /// Prepares an interface: makes its clsact qdisc if there is none.
     /// - Parameters:
     ///   - interface: Its number in this thread's network namespace.
     ///   - priority: Where among the filters ours stand.
+    ///   - handle: Which of that place are ours.
+    ///   - madeQdisc: An earlier agent had made the qdisc.
     /// - Throws: `ENODEV` if it is gone.
-    public init(interface: Int32, priority: UInt16 = defaultPriority) throws(SystemError) {
+    public init(
+        interface: Int32, priority: UInt16 = defaultPriority, handle: UInt32 = defaultHandle,
+        madeQdisc: Bool = false
+    ) throws(SystemError) {
         let socket = try RouteSocket()
         var request = NetlinkRequest(
             Int(RTM_NEWQDISC), flags: NLM_F_CREATE | NLM_F_EXCL,
@@ -42,7 +51,7 @@ public struct TCFilter: ~Copyable {
             guard error.errno == EEXIST else { throw error }
             // Someone's; or an agent's that was killed, and then its filter's name tells.
             kind = try Self.qdiscKind(socket, interface)
-            owns = false
+            owns = madeQdisc
             for direction in TrafficDirection.allCases where kind == "clsact" || direction == .ingress {
                 let ours = try Self.filters(socket, interface, direction).first { $0.name == Name.withQdisc }
                 if ours != nil { owns = true }
@@ -51,6 +60,7 @@ public struct TCFilter: ~Copyable {
         self.socket = socket
         self.interface = interface
         self.priority = priority
+        self.handle = handle
         self.kind = kind
         ownsQdisc = owns
     }
@@ -71,7 +81,7 @@ public struct TCFilter: ~Copyable {
         }
         let id = try program.id()
         let present = try Self.filters(socket, interface, direction)
-            .first { $0.priority == priority && $0.handle == Self.handle }
+            .first { $0.priority == priority && $0.handle == handle }
         if let present, !Name.isOurs(present.name) {
             throw SystemError(
                 operation, subject, errno: EEXIST,
@@ -80,7 +90,7 @@ public struct TCFilter: ~Copyable {
         }
         var request = NetlinkRequest(
             Int(RTM_NEWTFILTER), flags: NLM_F_CREATE | (present == nil ? NLM_F_EXCL : 0),
-            message(interface, parent: parent(direction), handle: Self.handle, info: info))
+            message(interface, parent: parent(direction), handle: handle, info: info))
         request.add(Int(TCA_KIND), text: "bpf")
         request.add(Int(TCA_OPTIONS)) { options in
             options.add(Int(TCA_BPF_FD), program.descriptor)
@@ -92,30 +102,66 @@ public struct TCFilter: ~Copyable {
     }
 
     deinit {
+        if isKept { return }
         // What fails here is an interface that is gone, and its filters with it.
         for (direction, id) in attached { try? detach(direction, id) }
-        if ownsQdisc { try? removeQdisc() }
+        if ownsQdisc { try? Self.removeQdisc(socket, interface) }
     }
 
     private func detach(_ direction: TrafficDirection, _ id: UInt32) throws(SystemError) {
         // If another agent has replaced our filter by now, it is not ours to remove.
         let ours = try Self.filters(socket, interface, direction).contains {
-            $0.priority == priority && $0.handle == Self.handle && $0.programID == id
+            $0.priority == priority && $0.handle == handle && $0.programID == id
         }
-        guard ours else { return }
+        if ours { try Self.remove(socket, interface, direction, info: info, handle: handle) }
+    }
+
+    /// Removes the filters that an earlier agent left on an interface of this thread's network namespace.
+    /// - Parameter withQdisc: That agent had made the qdisc, so it goes too, if no other filter is left.
+    public static func remove(
+        interface: Int32, priority: UInt16 = defaultPriority, handle: UInt32, withQdisc: Bool
+    ) throws(SystemError) {
+        do throws(SystemError) {
+            let socket = try RouteSocket()
+            var owns = withQdisc
+            for direction in TrafficDirection.allCases {
+                let ours = try filters(socket, interface, direction).first {
+                    $0.priority == priority && $0.handle == handle && Name.isOurs($0.name)
+                }
+                guard let ours else { continue }
+                owns = owns || ours.name == Name.withQdisc
+                try remove(socket, interface, direction, info: info(priority), handle: handle)
+            }
+            if owns { try removeQdisc(socket, interface) }
+        } catch {
+            // The interface is gone, or its qdisc is, and the filters with it.
+            guard error.errno == ENODEV || error.errno == EINVAL || error.errno == ENOENT else { throw error }
+        }
+    }
+
+    /// Whether an interface has a qdisc to hold filters.
+    public static func hasQdisc(interface: Int32) throws(SystemError) -> Bool {
+        try !qdiscKind(RouteSocket(), interface).isEmpty
+    }
+
+    private static func remove(
+        _ socket: borrowing RouteSocket, _ interface: Int32, _ direction: TrafficDirection, info: UInt32,
+        handle: UInt32
+    ) throws(SystemError) {
         var request = NetlinkRequest(
-            Int(RTM_DELTFILTER),
-            message(interface, parent: parent(direction), handle: Self.handle, info: info))
+            Int(RTM_DELTFILTER), message(interface, parent: parent(direction), handle: handle, info: info))
         request.add(Int(TCA_KIND), text: "bpf")
         try socket.execute(request, "remove", "the \(direction.rawValue) filter of interface \(interface)")
     }
 
-    private func removeQdisc() throws(SystemError) {
+    private static func removeQdisc(
+        _ socket: borrowing RouteSocket, _ interface: Int32
+    ) throws(SystemError) {
         for direction in TrafficDirection.allCases {
-            guard try Self.filters(socket, interface, direction).isEmpty else { return }
+            guard try filters(socket, interface, direction).isEmpty else { return }
         }
         var request = NetlinkRequest(
-            Int(RTM_DELQDISC), message(interface, parent: Self.hook, handle: Self.qdiscHandle))
+            Int(RTM_DELQDISC), message(interface, parent: hook, handle: qdiscHandle))
         request.add(Int(TCA_KIND), text: "clsact")
         try socket.execute(request, "remove", "the clsact qdisc of interface \(interface)")
     }
@@ -177,7 +223,10 @@ public struct TCFilter: ~Copyable {
     }
 
     /// Priority and protocol as netlink has them: all protocols, in network order.
-    private var info: UInt32 { UInt32(priority) << 16 | UInt32(UInt16(ETH_P_ALL).bigEndian) }
+    private var info: UInt32 { Self.info(priority) }
+    private static func info(_ priority: UInt16) -> UInt32 {
+        UInt32(priority) << 16 | UInt32(UInt16(ETH_P_ALL).bigEndian)
+    }
 
     /// TC_H_CLSACT, the place of a clsact or ingress qdisc.
     private static let hook: UInt32 = 0xffff_fff1

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -42,6 +43,16 @@ int mesh_open_place(int directory, const char *name)
 int mesh_unshare_network(void)
 {
 	return unshare(CLONE_NEWNET);
+}
+
+int mesh_enter_network(int descriptor)
+{
+	return setns(descriptor, CLONE_NEWNET);
+}
+
+int mesh_exchange_paths(const char *one, const char *other)
+{
+	return renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
 }
 
 int mesh_set_thread_name(const char *name)

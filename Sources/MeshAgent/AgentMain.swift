@@ -81,12 +81,18 @@ private func check(_ options: AgentOptions) -> Int32 {
 }
 
 private func run(_ options: AgentOptions) -> Int32 {
+    if StartStep.isListWanted {
+        for name in StartStep.names { print(name) }
+        return 0
+    }
     Heap.returnLargeBlocks()
     let log = Log(format: options.logFormat, level: options.logLevel)
     do {
         // The limit before the right to raise it is gone. All else comes after, so that what is opened at
         // the start is opened with the rights that a reload will have.
         _ = try? ResourceLimits.raiseOpenFiles(to: 65_536)
+        // So is mounting: where it cannot be done, the pins say so.
+        try? Mount.ensureBPF()
         try Privileges.reduce(to: KernelProbe.wanted(of: .effective()))
     } catch {
         log.write(.error, error.description)
@@ -115,12 +121,64 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
     // Before any thread is made, so that all of them leave the signals to the engine.
     let signals = try SignalDescriptor()
     signal(SIGPIPE, SIG_IGN)
-    try KernelSide.checkMachine(configuration)
-    // Two agents would each count every request: the control socket tells whether one is there.
+    let instance = options.instance
+    let pins = PinDirectory(instance)
+    try KernelSide.checkMachine(configuration, pins)
+    // Two agents would each count every request, and each write what the other enforces.
+    let lock = try takeLock(instance, signals)
+    defer { withExtendedLifetime(lock) {} }
+    StartStep.reached("locked")
     let control = try Listener.unix(path: options.control)
     let address = options.listen ?? configuration.listen
     let metrics = try Listener.tcp(address: address.address.description, port: address.port)
-    let kernel = try KernelSide(configuration: configuration)
+    StartStep.reached("listening")
+    let isTakeover = pins.hasMaps
+    let kernel: KernelSide
+    do throws(SystemError) {
+        kernel = try KernelSide(configuration: configuration, instance: instance)
+    } catch {
+        if !isTakeover { _ = try? pins.removeAll() }
+        throw error
+    }
+    do throws(SystemError) {
+        try serve(options, configuration, log, signals, kernel, control, metrics, address)
+    } catch {
+        // What an earlier agent enforced goes on; what this one began does not.
+        if kernel.isTakeover { kernel.keep() } else { kernel.detach() }
+        throw error
+    }
+}
+
+/// How long an agent waits for the one before it to end: a rolling update starts the next while it does.
+private let lockPatience: UInt64 = 10_000_000_000
+
+/// Makes this the only agent of its instance.
+private func takeLock(
+    _ instance: Instance, _ signals: borrowing SignalDescriptor
+) throws(SystemError) -> FileLock {
+    let deadline = MonotonicClock.now() + lockPatience
+    while true {
+        var holder: Int32?
+        switch try FileLock.attempt(instance.lock) {
+        case .taken(let lock): return lock
+        case .held(let pid): holder = pid
+        }
+        let isTold = signals.next() != nil
+        guard !isTold, MonotonicClock.now() < deadline else {
+            throw SystemError(
+                "use", instance.control, errno: isTold ? EINTR : EADDRINUSE,
+                reason: "another agent\(holder.map { " (pid \($0))" } ?? "") has it",
+                hint: "stop it first, or choose another path with --control")
+        }
+        usleep(10_000)
+    }
+}
+
+private func serve(
+    _ options: AgentOptions, _ configuration: Configuration, _ log: Log,
+    _ signals: consuming SignalDescriptor,
+    _ kernel: KernelSide, _ control: consuming Listener, _ metrics: consuming Listener, _ address: AddressPort
+) throws(SystemError) {
     let log = try log.onThread()
     defer { log.flush() }
     let shared = try SharedState(listenAddress: address.description)

@@ -1,4 +1,5 @@
 // The agent's command line.
+import BPFRuntime
 import MeshCore
 
 /// What `mesh-agent run` was told.
@@ -7,6 +8,10 @@ public struct AgentOptions: Sendable {
     public var configuration: String?
     /// `--control PATH`.
     public var control = AgentOptions.defaultControl
+    /// `--pins DIR`; nil is the control socket's usual one.
+    public var pins: String?
+    /// `--keep`: a clean end leaves everything enforced, for the next agent to take over.
+    public var keep = false
     /// `--listen ADDR:PORT`; nil takes the configuration's.
     public var listen: AddressPort?
     /// Whether system calls are filtered; not with `--no-seccomp`.
@@ -17,7 +22,10 @@ public struct AgentOptions: Sendable {
     public var logLevel = LogLevel.info
 
     /// Where the control socket is unless told otherwise.
-    public static let defaultControl = "/run/mesh-agent/control.sock"
+    public static let defaultControl = Instance.defaultControl
+
+    /// Which instance of the agent this is.
+    var instance: Instance { Instance(control: control, pins: pins) }
 
     /// The command line's description: help, completions and parsing are made from it.
     static let program = ArgumentProgram(
@@ -30,7 +38,10 @@ public struct AgentOptions: Sendable {
                 details: [
                     "With no configuration it observes the whole machine and breaks nothing. TERM and INT stop it "
                         + "cleanly; HUP reloads the configuration, and a bad file keeps the old one. It is ready when "
-                        + "/readyz answers 200."
+                        + "/readyz answers 200.",
+                    "Programs, maps and links are pinned: when the agent is killed, breakers and overrides hold until "
+                        + "their deadlines, and the next agent takes over. A clean end removes everything, unless "
+                        + "--keep is given.",
                 ],
                 options: [
                     ArgumentOption(
@@ -44,6 +55,12 @@ public struct AgentOptions: Sendable {
                     ArgumentOption(
                         "no-seccomp",
                         summary: "do not filter the agent's system calls, to look for a fault in it"),
+                    ArgumentOption(
+                        "pins", value: "DIR", values: .file,
+                        summary:
+                            "where to pin (default \(Instance.root), or a directory in it for another PATH)"),
+                    ArgumentOption(
+                        "keep", summary: "leave everything enforced at the end, for the next agent"),
                     ArgumentOption(
                         "log-format", value: "FORMAT", values: .choice(Log.Format.allCases.map(\.rawValue)),
                         summary: "json or text (default text)"),
@@ -77,6 +94,8 @@ public struct AgentOptions: Sendable {
     init(_ arguments: Arguments) throws(ArgumentError) {
         configuration = arguments["config"]
         if let path = arguments["control"] { control = path }
+        pins = arguments["pins"]
+        keep = arguments.has("keep")
         if let text = arguments["listen"] {
             do {
                 listen = try AddressPort(text)

@@ -24,9 +24,29 @@ struct BreakerBook {
         var admittedRequests: UInt64 = 0
         /// When it was last told that the share holds it closed.
         fileprivate var heldToldAt: UInt64?
+        /// Since when there is the override that was saved last; 0: none was.
+        fileprivate var savedOverride: UInt64 = 0
+        /// Whether it is what an earlier agent's was, by the state.
+        fileprivate(set) var isRestored = false
+
+        fileprivate init(service: UInt32, breaker: Breaker) {
+            self.service = service
+            self.breaker = breaker
+        }
+    }
+
+    /// What an agent before knew of a breaker.
+    private struct Remembered {
+        var memory: BreakerMemory
+        var override: BreakerOverride?
+        var admittedConnects: UInt64
+        var admittedRequests: UInt64
     }
 
     private(set) var slots: [Slot] = []
+    private var dirty = DirtyRows()
+    /// By service, until `configure` makes a slot of it.
+    private var remembered: [UInt32: Remembered] = [:]
     /// Of each slot, the classes of statuses that hold its failures: asked for each sample, so kept together.
     private var failureClasses: [UInt32] = []
     private var slotOfService = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES))
@@ -58,15 +78,17 @@ struct BreakerBook {
             kept.insert(service)
             if let index = slot(of: service) {
                 guard slots[index].breaker.policy != policy else { continue }
+                dirty.mark(index)
                 changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
                 failureClasses[index] = policy.failureStatuses.classMask
             } else {
-                slotOfService[Int(service)] = Int32(slots.count)
-                failureClasses.append(policy.failureStatuses.classMask)
-                slots.append(
-                    Slot(service: service, breaker: Breaker(policy: policy, seed: UInt64(service), at: now)))
+                add(service, policy, at: now)
             }
         }
+        // Those that have none in this configuration: the kernel is told so.
+        var none = BreakerPolicy()
+        none.mode = .off
+        for service in remembered.keys { add(service, none, at: now) }
         for index in slots.indices where !kept.contains(slots[index].service) {
             var off = slots[index].breaker.policy
             guard off.mode != .off else { continue }
@@ -79,6 +101,81 @@ struct BreakerBook {
         recomputeDeadline()
         return changes
     }
+
+    /// Goes on with a breaker where an earlier agent ended.
+    /// - Parameters:
+    ///   - word: What the kernel has been told of it.
+    ///   - override: The one that the word tells of.
+    mutating func restore(
+        _ service: UInt32, _ word: BreakerKernelWord, override: BreakerOverride?, at now: UInt64
+    ) {
+        guard let index = slot(of: service) else { return }
+        let before = slots[index].breaker.holdsOpen
+        slots[index].breaker.restore(word, override: override, at: now)
+        slots[index].written = word
+        afterChange(of: index, heldOpen: before)
+    }
+
+    /// Notes what the kernel has been told of a breaker that the state knew.
+    mutating func note(_ word: BreakerKernelWord, of index: Int) { slots[index].written = word }
+
+    private mutating func add(_ service: UInt32, _ policy: BreakerPolicy, at now: UInt64) {
+        slotOfService[Int(service)] = Int32(slots.count)
+        failureClasses.append(policy.failureStatuses.classMask)
+        dirty.append()
+        guard let known = remembered.removeValue(forKey: service) else {
+            slots.append(
+                Slot(service: service, breaker: Breaker(policy: policy, seed: UInt64(service), at: now)))
+            return
+        }
+        var slot = Slot(
+            service: service,
+            breaker: Breaker(policy: policy, known.memory, override: known.override, at: now))
+        slot.admittedConnects = known.admittedConnects
+        slot.admittedRequests = known.admittedRequests
+        slot.isRestored = true
+        slots.append(slot)
+    }
+
+    // MARK: - What outlives the agent
+
+    /// Adds the breakers that have changed since the last time, or all of them.
+    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        slots.withUnsafeMutableBufferPointer { slots in
+            scope.forEach(&dirty) { index in
+                let slot = slots.baseAddress! + index
+                writer.breaker(
+                    service: slot.pointee.service, slot.pointee.breaker.memory,
+                    admittedConnects: slot.pointee.admittedConnects,
+                    admittedRequests: slot.pointee.admittedRequests)
+                let since = slot.pointee.breaker.override?.since ?? 0
+                if since != (scope == .everything ? 0 : slot.pointee.savedOverride) {
+                    writer.append(
+                        .override(service: slot.pointee.service, slot.pointee.breaker.override))
+                }
+                slot.pointee.savedOverride = since
+            }
+        }
+    }
+
+    /// Takes over a row of an agent before; false if it makes no sense. What is restored takes effect with
+    /// `configure`, for services that have no breaker yet.
+    mutating func restore(_ row: StateRow) -> Bool {
+        switch row {
+        case .breaker(let service, let memory, let connects, let requests):
+            guard service < UInt32(slotOfService.count) else { return false }
+            remembered[service] = Remembered(
+                memory: memory, override: remembered[service]?.override, admittedConnects: connects,
+                admittedRequests: requests)
+        case .override(let service, let override):
+            guard remembered[service] != nil else { return false }
+            remembered[service]?.override = override
+        default: return false
+        }
+        return true
+    }
+
+    // MARK: - What happens to them
 
     /// What a sample did to a breaker.
     struct Change {
@@ -103,6 +200,7 @@ struct BreakerBook {
 
     private mutating func record(_ sample: Sample, slot index: Int) -> Change {
         let mayOpen = share.mayOpen
+        dirty.mark(index)
         // Reached through a pointer, because Swift would copy so large a value, and write it back.
         let (change, holds, deadline) = slots.withUnsafeMutableBufferPointer { slots in
             let slot = slots.baseAddress! + index
@@ -140,6 +238,7 @@ struct BreakerBook {
         slots.withUnsafeMutableBufferPointer { slots in
             // An alert that the kernel has may have to be taken back.
             guard !slots[slot].writtenAlert, slots[slot].breaker.recordQuietly(sample) else { return false }
+            dirty.mark(slot)
             slots[slot].admittedRequests += 1
             return true
         }
@@ -161,6 +260,7 @@ struct BreakerBook {
         for index in slots.indices {
             guard let deadline = slots[index].breaker.nextDeadline, deadline <= now else { continue }
             let before = slots[index].breaker.holdsOpen
+            dirty.mark(index)
             changes.append((index, slots[index].breaker.tick(now)))
             share.update(from: before, to: slots[index].breaker.holdsOpen)
         }
@@ -212,6 +312,7 @@ struct BreakerBook {
     }
 
     private mutating func afterChange(of index: Int, heldOpen before: Bool) {
+        dirty.mark(index)
         share.update(from: before, to: slots[index].breaker.holdsOpen)
         if let deadline = slots[index].breaker.nextDeadline { nextDeadline = min(nextDeadline, deadline) }
     }

@@ -130,6 +130,11 @@ extension Engine {
                 }),
             "interfaces": .array(
                 kernel.interfaces.map { ["name": .string($0.name), "mode": .string($0.mode.rawValue)] }),
+            "pins": [
+                "directory": kernel.pins.map { .string($0.path) } ?? .null,
+                "error": kernel.pinError.map { .string($0.description) } ?? .null,
+                "takeover": .bool(kernel.isTakeover),
+            ],
             "lease": [
                 "seconds": .seconds(configuration.breakers.lease), "age_seconds": .seconds(age),
                 "valid": .bool(age < configuration.breakers.lease),

@@ -19,6 +19,14 @@ final class Engine {
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
+    /// What was counted is kept for the next agent after so long, and whenever records of an eighth of the ring
+    /// buffer were counted: half of what has the kernel wake the engine.
+    private static let commitInterval: UInt64 = 50_000_000
+    private static let commitBytes = Int(MESH_RING_BYTES) / 8
+    /// For tests: the agent kills itself between this commit's being written and the release of its records.
+    private static let fatalCommit = getenv("MESH_AGENT_DIE_AT_COMMIT").flatMap {
+        UInt64(String(cString: $0))
+    }
     /// Records counted in one go before breakers are shown what has come since.
     private static let recordsPerLook = 256
 
@@ -60,12 +68,24 @@ final class Engine {
     private(set) var lastHeartbeat: UInt64 = 0
     /// How many breakers may reject right now: what the kernel's tc programs look at first.
     private var enforcing: UInt32 = 0
+    /// What an earlier agent left, until the configuration is applied to it.
+    private var inherited: Inheritance?
     private var stopping = false
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
     /// Those that the log has told of.
     private var refusedCalls: UInt64 = 0
+    /// The state for the next agent; nil if nothing outlives this one.
+    private(set) var journal: Journal?
+    private var lastCommit: UInt64 = 0
+    /// Something happened that the next agent could not find out again.
+    private var wantsCommit = false
+    /// Breakers may be behind what the kernel was told of them: nothing is written there yet.
+    private var isCatchingUp = false
+    /// What the state knows of the ring buffer of maps that were replaced: how many of its records breakers saw
+    /// that were not counted; nil if all were counted.
+    private var shownBefore: Int? = 0
     /// Who waits for a metrics page. One is rendered at a time, for all who wait by then: a snapshot
     /// costs memory, and how many ask is not the agent's to say.
     private var scrapes: [HTTPExchange] = []
@@ -93,7 +113,7 @@ final class Engine {
         configurationLoaded = startedAt
         startedMonotonic = MonotonicClock.now()
         intake = Intake(
-            workloads: WorkloadDirectory(kernel: kernel),
+            workloads: WorkloadDirectory(kernel),
             breakers: BreakerBook(share: configuration.breakers.maxOpenShare),
             traffic: Traffic(configuration))
         renderer = try Renderer(whenDone: { shared.mailbox.post(.rendered) })
@@ -112,9 +132,23 @@ final class Engine {
     /// Applies the configuration, attaches, and runs until it is told to stop.
     /// - Throws: What keeps it from starting.
     func run() throws(SystemError) {
+        let state = openState()
+        if kernel.isTakeover { try restore(state) }
         try apply(configuration)
-        heartbeat(MonotonicClock.now())
+        StartStep.reached("leased")
         try kernel.attach()
+        try finishReplacing()
+        StartStep.reached("layout-changed")
+        for failure in kernel.sweep() {
+            log.write(
+                .warning, "something of an earlier agent is left", ["error": .string(failure.description)])
+        }
+        StartStep.reached("swept")
+        if let error = kernel.pinError {
+            log.write(
+                .warning, "what is enforced ends with the agent: it cannot be pinned",
+                ["error": .string(error.description)])
+        }
         if let refused = MeshSystem.Thread.favour(realTime: true) {
             log.write(
                 .info, "on a busy machine breakers may be late: the agent may not raise its priority",
@@ -123,9 +157,11 @@ final class Engine {
         confine()
         shared.setReady(true)
         ServiceManager.tell(.ready)
+        StartStep.reached("ready")
         log.write(
             .info, "ready",
             [
+                "takeover": .bool(kernel.isTakeover), "pins": kernel.pins.map { .string($0.path) } ?? .null,
                 "cgroup": .string(kernel.cgroupPath), "listen": .string(shared.listenAddress),
                 "control": .string(options.control), "services": .integer(services.configuredCount),
                 "interfaces": .integer(kernel.interfaces.count),
@@ -153,13 +189,107 @@ final class Engine {
             }
             planLook()
             for index in 0..<count { handle(poller[index]) }
-            turn()
+            turn(more: more)
         }
         ServiceManager.tell(.stopping)
         shared.setReady(false)
-        kernel.detach()
+        if options.keep {
+            kernel.setNextLook(at: 0)
+            kernel.setFlowsWanted(false)
+            drainAll()
+            heartbeat(MonotonicClock.now())
+            commit(MonotonicClock.now())
+            kernel.keep()
+        } else {
+            journal?.remove()
+            kernel.detach()
+        }
         tellRefusedCalls()
-        log.write(.info, "stopped", ["samples": .integer(samplesReceived)])
+        log.write(
+            .info, options.keep && kernel.pins != nil ? "stopped, and left everything enforced" : "stopped",
+            ["samples": .integer(samplesReceived)])
+    }
+
+    // MARK: - Taking over
+
+    /// Goes on where an earlier agent ended: with the IDs that its services had, the breakers as the kernel
+    /// has them, and the bindings of processes that still run. Nothing is written to the kernel yet.
+    private func restore(_ state: StateLog?) throws(SystemError) {
+        var found = try kernel.inheritance()
+        StartStep.reached("inherited")
+        if let state {
+            do {
+                try restore(state, &found)
+            } catch {
+                journal?.putAside(error.description)
+            }
+        }
+        found.nameServices(of: configuration)
+        intake.services.restore(found.names, next: found.nextService)
+        readDiscovered()
+        enforcing = UInt32(found.words.values.count(where: \.mayReject))
+        // Who bound a process that began later meant another one, of the same number.
+        let lastBeat = found.leaseUntil - min(found.leaseUntil, configuration.breakers.lease)
+        for (pid, trace) in found.bindings {
+            if let known = found.bound[pid], known.trace == trace,
+                let descriptor = bindings.restore(pid: pid, known),
+                (try? poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)) != nil
+            {
+                continue
+            }
+            let began = ProcessHandle.began(pid: pid)
+            guard found.bound[pid]?.trace != trace, let began, began <= lastBeat,
+                (try? watch(pid: pid, trace)) != nil
+            else {
+                _ = bindings.unbind(pid: pid)
+                kernel.unbind(pid: pid)
+                continue
+            }
+        }
+        inherited = found
+        StartStep.reached("restored")
+    }
+
+    /// Ends with the maps of another layout, if there were any.
+    private func finishReplacing() throws(SystemError) {
+        guard let version = kernel.replaced?.version else { return }
+        var count = 0
+        try kernel.finishReplacing { id, role, address, port in
+            intake.services.discovered(id: id, role: role, address: address, port: port)
+        } take: { record in
+            guard let shownBefore else { return }
+            count += 1
+            if count > shownBefore, !intake.decide(record) { _ = settleDecided() }
+            _ = intake.count(record)
+            finish()
+        }
+        // Before those maps are removed. From here on the state is of the new ones.
+        commit(MonotonicClock.now())
+        log.write(
+            .warning,
+            "the maps have another layout now: connections are adopted anew, without pending requests",
+            [
+                "from": .integer(version), "to": .integer(KernelSide.layout),
+                "waiting_samples": .integer(count),
+                "not_kept": .string(kernel.notKept.joined(separator: ", ")),
+            ])
+    }
+
+    /// Gives breakers that were just made what the earlier agent's had, before anything is written of them.
+    private func restoreBreakers(_ found: Inheritance) {
+        let now = MonotonicClock.now()
+        for (service, word) in found.words {
+            if let slot = intake.breakers.slot(of: service) {
+                if found.isStateCurrent && intake.breakers.slots[slot].isRestored {
+                    intake.breakers.note(word, of: slot)
+                } else {
+                    intake.breakers.restore(service, word, override: found.override(of: service), at: now)
+                }
+            } else {
+                kernel.write(.none, service: service)
+                if word.mayReject { enforcing -= 1 }
+            }
+        }
     }
 
     /// Gives up the system calls that the start took.
@@ -211,7 +341,7 @@ final class Engine {
     }
 
     /// What is due whatever woke the loop.
-    private func turn() {
+    private func turn(more: Bool) {
         let now = MonotonicClock.now()
         if now >= lastHeartbeat + heartbeatInterval {
             favour(since: lastHeartbeat, now)
@@ -222,11 +352,13 @@ final class Engine {
         }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
-            intake.sweep(at: now)
+            if intake.sweep(at: now) { journal?.rewrite() }
         }
         if now >= intake.breakers.nextDeadline {
             for (slot, transitions) in intake.breakers.tick(now) { settle(slot, transitions, sample: nil) }
         }
+        // Once for all that a wait has left: the more, the less each costs.
+        if wantsCommit || (!more && now >= lastCommit + Engine.commitInterval) { commit(now) }
     }
 
     private func handle(_ event: Poller.Event) {
@@ -310,8 +442,87 @@ final class Engine {
             decided -= wanted
             taken += wanted
         }
+        if wantsCommit || kernel.heldBytes >= Engine.commitBytes { commit(MonotonicClock.now()) }
         return taken
     }
+
+    // MARK: - What outlives the agent
+
+    /// Writes what has changed since the last time to the state, with how far records are in it, and only then
+    /// gives their room in the ring buffer back: the next agent counts each of them once, wherever this one is
+    /// killed.
+    private func commit(_ now: UInt64) {
+        lastCommit = now
+        wantsCommit = false
+        if let journal {
+            let positions = kernel.ringPositions
+            journal.commit(counted: positions.counted, decided: positions.decided, at: now) {
+                scope, writer in
+                intake.save(scope, to: &writer)
+                history.save(scope, to: &writer)
+                bindings.save(scope, to: &writer)
+            }
+            if journal.commits == Engine.fatalCommit { raise(SIGKILL) }
+        }
+        // Also where it could not be written: what comes must not find the ring buffer full.
+        kernel.release()
+    }
+
+    /// Opens the file of the state, and reads what an agent before this one left there.
+    private func openState() -> StateLog? {
+        // Without pins, nobody could go on with it.
+        guard kernel.pins != nil,
+            let text = try? readText("/proc/sys/kernel/random/boot_id"), let boot = StateOwner.Boot(text)
+        else { return nil }
+        let journal = Journal(
+            path: options.instance.state,
+            owner: StateOwner(instance: kernel.instance, layout: KernelSide.layout, boot: boot), log: log)
+        self.journal = journal
+        return journal.read()
+    }
+
+    /// Goes on with what the agent before this one knew.
+    private func restore(_ state: StateLog, _ found: inout Inheritance) throws(StateLogError) {
+        // All or nothing.
+        var (intake, history, known) = (self.intake, self.history, found)
+        var bounds: [UInt64] = []
+        try state.replay { row throws(StateLogError) in
+            var isGood = true
+            switch row {
+            case .bounds(let found): bounds = found
+            case .event(let number, let event): isGood = history.restore(event, number: number)
+            case .binding(let pid, let binding): known.bound[pid] = binding
+            case .override(let service, let override):
+                known.overrides[service] = override
+                isGood = intake.restore(row, bounds: bounds)
+            default: isGood = intake.restore(row, bounds: bounds)
+            }
+            guard isGood else { throw .damaged(at: 0, what: "a row contradicts another") }
+        }
+        let isOfTheseMaps = state.layout == KernelSide.layout
+        let resumed = isOfTheseMaps ? kernel.resume(state.last) : kernel.replaced?.resume(state.last)
+        guard let place = resumed else {
+            throw .damaged(at: 0, what: "the ring buffer never came as far as it says")
+        }
+        intake.workloads.restored(at: MonotonicClock.now())
+        for info in intake.services.byID.values where info.kind == .configured {
+            known.names[info.id] = info.name
+        }
+        known.isStateCurrent = place.unknown == 0
+        (self.intake, self.history, found) = (intake, history, known)
+        decided = isOfTheseMaps ? place.shown : 0
+        shownBefore = isOfTheseMaps ? nil : place.shown
+        if bounds != traffic.requests.bounds {
+            log.write(.warning, "\"histogram\" was changed: the histograms begin anew, all else goes on")
+        }
+        if place.unknown > 0 {
+            log.write(
+                .warning, "counts are short: the state is older than what was counted",
+                ["bytes_of_samples": .integer(Int(place.unknown))])
+        }
+    }
+
+    // MARK: - Decisions
 
     /// Shows everything that the kernel has sent so far to the breakers, and settles them: a sample that
     /// decides does not wait until those before it are counted.
@@ -384,20 +595,41 @@ final class Engine {
     /// Writes a breaker's new state to the kernel, then tells of it.
     private func settle(
         _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?,
-        actor: String = BreakerEvent.agent, endedBy: BreakerReason = .overrideExpired
+        endedBy: BreakerReason = .overrideExpired
     ) {
-        let service = intake.breakers.slots[slot].service
         let overrideBefore = intake.breakers.slots[slot].written?.forced
-        if let (old, new) = intake.breakers.wordToWrite(slot) {
-            let was = old?.mayReject ?? false
-            // The count goes up before and down after, so that tc never misses a rejected request.
-            if new.mayReject && !was { setEnforcing(enforcing + 1) }
-            kernel.write(new, service: service)
-            if was && !new.mayReject { setEnforcing(enforcing - 1) }
-        }
-        if let sample, transitions.contains(where: { $0.to == .open }) {
+        // An agent before this one may have decided so, and have been killed before it was in the state.
+        let isWritten = write(slot)
+        if let sample, isWritten, transitions.contains(where: { $0.to == .open }) {
             intake.traffic.recordReaction(MonotonicClock.now() &- sample.time)
+            // The next agent would decide the same, but how fast this one was it cannot know.
+            wantsCommit = true
         }
+        tell(slot, transitions, sample: sample)
+        let breaker = intake.breakers.slots[slot].breaker
+        if let overrideBefore, breaker.override == nil, !isCatchingUp {
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .overrideEnd,
+                    service: services.name(intake.breakers.slots[slot].service), from: overrideBefore.state,
+                    to: breaker.state, reason: endedBy))
+        }
+    }
+
+    /// Writes a breaker's state to the kernel; false if that has it already.
+    private func write(_ slot: Int) -> Bool {
+        guard !isCatchingUp, let (old, new) = intake.breakers.wordToWrite(slot) else { return false }
+        let was = old?.mayReject ?? false
+        // The count goes up before and down after, so that tc never misses a rejected request.
+        if new.mayReject && !was { setEnforcing(enforcing + 1) }
+        kernel.write(new, service: intake.breakers.slots[slot].service)
+        if was && !new.mayReject { setEnforcing(enforcing - 1) }
+        return true
+    }
+
+    /// Counts and tells what happened to a breaker.
+    private func tell(_ slot: Int, _ transitions: [BreakerTransition], sample: Sample?) {
+        let service = intake.breakers.slots[slot].service
         for transition in transitions {
             intake.traffic.recordTransition(service: service, transition)
             // An override has an event of its own, which says more.
@@ -408,13 +640,6 @@ final class Engine {
                     wallOffset: Int64(bitPattern: Engine.wallOffset())))
         }
         let breaker = intake.breakers.slots[slot].breaker
-        if let overrideBefore, breaker.override == nil, actor == BreakerEvent.agent {
-            record(
-                BreakerEvent(
-                    time: wallNow(), kind: .overrideEnd, service: services.name(service),
-                    from: overrideBefore.state, to: breaker.state,
-                    reason: endedBy))
-        }
         if intake.breakers.noteHeldClosed(slot, at: sample?.time ?? MonotonicClock.now()) {
             record(
                 BreakerEvent(
@@ -439,7 +664,8 @@ final class Engine {
         settle(slot, intake.breakers.refresh(slot, at: now), sample: nil)
     }
 
-    /// Forces a state on a breaker.
+    /// Forces a state on a breaker. It is in the state before the kernel knows: no override is without who and
+    /// why.
     func force(
         _ slot: Int, _ forced: BreakerOverride.Forced, actor: String, reason: String, for duration: UInt64
     ) {
@@ -449,12 +675,14 @@ final class Engine {
         let override = BreakerOverride(
             forced: forced, actor: actor, reason: reason, since: now, expiresAt: now + duration)
         guard let transitions = intake.breakers.force(slot, override, at: now) else { return }
-        settle(slot, transitions, sample: nil, actor: actor)
+        tell(slot, transitions, sample: nil)
         record(
             BreakerEvent(
                 time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
                 from: before, to: forced.state, reason: .override, actor: actor, text: reason,
                 expiresAt: wallNow() + duration))
+        commit(now)
+        _ = write(slot)
     }
 
     /// Ends an override.
@@ -462,13 +690,16 @@ final class Engine {
         decideAll()
         let now = MonotonicClock.now()
         let before = intake.breakers.slots[slot].breaker
-        settle(slot, intake.breakers.release(slot, at: now), sample: nil, actor: actor)
-        guard before.override != nil else { return }
-        let breaker = intake.breakers.slots[slot]
-        record(
-            BreakerEvent(
-                time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
-                from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
+        tell(slot, intake.breakers.release(slot, at: now), sample: nil)
+        if before.override != nil {
+            let breaker = intake.breakers.slots[slot]
+            record(
+                BreakerEvent(
+                    time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
+                    from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
+        }
+        commit(now)
+        _ = write(slot)
     }
 
     // MARK: - Traces and followers
@@ -476,15 +707,19 @@ final class Engine {
     /// Binds a trace ID to a process, until it exits.
     func bind(pid: UInt32, _ trace: TraceID) throws(SystemError) {
         do {
-            if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
-                try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
-            }
+            try watch(pid: pid, trace)
             try kernel.bind(pid: pid, trace)
         } catch {
             _ = bindings.unbind(pid: pid)
             throw error
         }
         log.write(.info, "trace bound", ["pid": .integer(pid), "trace_id": .string(trace.description)])
+    }
+
+    private func watch(pid: UInt32, _ trace: TraceID) throws(SystemError) {
+        if let descriptor = try bindings.bind(pid: pid, trace: trace, at: MonotonicClock.now()) {
+            try poller.add(descriptor, token: Token.process.rawValue | UInt64(pid), .readable)
+        }
     }
 
     /// Ends a binding; false if there was none.
@@ -633,6 +868,7 @@ final class Engine {
                 "apply", "the configuration", errno: ENOSPC, reason: "reloads have used up all service IDs",
                 hint: "restart the agent")
         }
+        kernel.setNextService(services.next)
         try kernel.reserve(service: ids.max() ?? 0)
         // The breakers first: a destination must not be a service's before its policy is in force.
         var policies: [(service: UInt32, policy: BreakerPolicy)] = []
@@ -641,6 +877,14 @@ final class Engine {
         }
         let changes = intake.breakers.configure(
             policies, share: wanted.breakers.maxOpenShare, at: MonotonicClock.now())
+        if let inherited {
+            restoreBreakers(inherited)
+            self.inherited = nil
+            // What the earlier agent decided and did not come to keep: again, before anything is written.
+            isCatchingUp = true
+            decideAll()
+            isCatchingUp = false
+        }
         for (slot, transitions) in changes {
             settle(slot, transitions, sample: nil, endedBy: .reload)
             let breaker = intake.breakers.slots[slot]
@@ -650,6 +894,9 @@ final class Engine {
                     to: breaker.breaker.state, reason: .reload))
         }
         for slot in intake.breakers.slots.indices { settle(slot, [], sample: nil) }
+        // An agent that was killed may have counted one that it did not come to write.
+        setEnforcing(enforcing)
+        StartStep.reached("breakers-written")
         try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
     }

@@ -31,6 +31,13 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.overDiscoveryLimit = counters[.overCap]
+        snapshot.isPinned = kernel.pinError == nil
+        if let journal {
+            snapshot.state.isKept = journal.error == nil
+            snapshot.state.commits = journal.commits
+            snapshot.state.failures = journal.failures
+            snapshot.state.bytes = UInt64(journal.bytes)
+        }
         snapshot.leaseAge = MonotonicClock.now() - lastHeartbeat
         snapshot.refusedCalls = Privileges.refusedCalls.count
         if let process = try? ProcessStatistics.read() {

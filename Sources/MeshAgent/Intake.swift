@@ -17,6 +17,9 @@ struct Intake {
 
     private(set) var received: UInt64 = 0
     private(set) var malformed: UInt64 = 0
+    /// The same when they were last saved.
+    private var savedReceived: UInt64 = 0
+    private var savedMalformed: UInt64 = 0
     /// Whether a sample came that a breaker may act on; for the engine to read and reset.
     var sawUrgent = false
     /// A breaker that a sample has left to settle, for the engine to do; nil if none.
@@ -78,7 +81,40 @@ struct Intake {
     }
 
     /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.
-    mutating func sweep(at now: UInt64) { traffic.sweep(&workloads, at: now) }
+    /// - Returns: Whether there were any.
+    mutating func sweep(at now: UInt64) -> Bool { traffic.sweep(&workloads, at: now) }
+
+    /// Adds what has changed since the last time, or all of it.
+    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        if scope == .everything || received != savedReceived || malformed != savedMalformed {
+            (savedReceived, savedMalformed) = (received, malformed)
+            writer.append(
+                .agent(
+                    StateCounts(
+                        received: received, malformed: malformed, foldedRequests: traffic.requests.dropped,
+                        foldedConnections: traffic.connections.dropped)))
+        }
+        services.save(scope, to: &writer)
+        workloads.save(scope, to: &writer)
+        traffic.save(scope, to: &writer)
+        breakers.save(scope, to: &writer)
+    }
+
+    /// Takes over a row of an agent before, whose histograms had these bounds; false if it makes no sense.
+    mutating func restore(_ row: StateRow, bounds: [UInt64]) -> Bool {
+        switch row {
+        case .agent(let counts):
+            (received, malformed) = (counts.received, counts.malformed)
+            traffic.restore(counts)
+            return true
+        case .service(let id, let name, let isConfigured, let isActive):
+            return services.restore(id: id, name: name, isConfigured: isConfigured, isActive: isActive)
+        case .workload(let index, let name): return workloads.restore(index: index, name: name)
+        case .cgroup(let id, let index): return workloads.restore(cgroup: id, index: index)
+        case .breaker, .override: return breakers.restore(row)
+        default: return traffic.restore(row, bounds: bounds)
+        }
+    }
 
     /// The breaker that was left to settle.
     mutating func takeUnsettled() -> Unsettled? {

@@ -60,7 +60,7 @@ struct KernelConnection {
 }
 
 /// The loaded kernel side. Only the engine's thread uses it.
-final class KernelSide {
+final class KernelSide: CgroupTree {
     /// Where cgroup2 is mounted.
     let cgroupRoot: String
     /// The cgroup that the programs are attached to, as a path below the root: `/` is everything.
@@ -83,6 +83,21 @@ final class KernelSide {
     private let connectionsMap: BPFMap
     private let connectionIterator: BPFProgram
     private let cgroupIterator: BPFProgram
+    /// Where everything is pinned that outlives the agent; nil if it cannot be.
+    let pins: PinDirectory?
+    /// Why something is not pinned; nil if all is.
+    private(set) var pinError: SystemError?
+    /// Whether the maps, or what is in them, are those of an earlier agent.
+    let isTakeover: Bool
+    /// The maps of another layout that this agent has replaced, until their programs have ended.
+    private(set) var replaced: ReplacedMaps?
+    /// Of those, the ones of which nothing could be kept.
+    private(set) var notKept: [String] = []
+    /// The pins and marks that this agent wants, so that the others can go.
+    private let pinLock: FileDescriptor?
+    private var wantedLinks: Set<String> = []
+    private let netns = NetworkNamespace.current
+    private let filterHandle: UInt32
     private let tcIngress: BPFProgram
     private let tcEgress: BPFProgram
     private let cgroupPrograms: [(name: String, program: Program)]
@@ -96,32 +111,45 @@ final class KernelSide {
         init(_ program: consuming BPFProgram) { self.program = program }
     }
     private final class Attachment {
-        let link: BPFLink
-        init(_ link: consuming BPFLink) { self.link = link }
+        private var link: BPFLink?
+        init(_ link: consuming BPFLink) { self.link = consume link }
+        func remove() {
+            if let link = link.take() { link.remove() }
+        }
     }
     private final class InterfaceAttachment {
         /// As last told: it may have been renamed.
         var link: Link
         let mode: InterfaceMode
-        private let ingress: BPFLink?
-        private let egress: BPFLink?
-        private let filter: TCFilter?
+        private let links: [Attachment]
+        private var filter: TCFilter?
+        /// The marks of the filter, to be removed after it.
+        private let marks: [String]
 
-        init(_ link: Link, ingress: consuming BPFLink?, egress: consuming BPFLink?) {
+        init(_ link: Link, links: [Attachment]) {
             self.link = link
             mode = .tcx
-            self.ingress = ingress
-            self.egress = egress
+            self.links = links
             filter = nil
+            marks = []
         }
 
-        init(_ link: Link, filter: consuming TCFilter?) {
+        init(_ link: Link, filter: consuming TCFilter, marks: [String]) {
             self.link = link
             mode = .clsact
-            ingress = nil
-            egress = nil
-            self.filter = filter
+            links = []
+            self.filter = consume filter
+            self.marks = marks
         }
+
+        func remove() {
+            for link in links { link.remove() }
+            filter = nil
+            for mark in marks { rmdir(mark) }
+        }
+
+        /// From now on it stays when the agent ends.
+        func keep() { filter?.isKept = true }
     }
 
     /// What is in the endpoint maps now, to write only differences.
@@ -131,7 +159,7 @@ final class KernelSide {
 
     /// The cgroup programs in the order in which they are attached: those that follow a connection
     /// before those that begin one, so that none is begun and then not followed.
-    private static let cgroupHooks = [
+    static let cgroupHooks = [
         (name: "sock_ops", program: "mesh_sockops"), (name: "cgroup_skb ingress", program: "mesh_ingress"),
         (name: "cgroup_skb egress", program: "mesh_egress"), (name: "sock_release", program: "mesh_release"),
         (name: "connect4", program: "mesh_connect4"), (name: "connect6", program: "mesh_connect6"),
@@ -139,7 +167,8 @@ final class KernelSide {
 
     /// Says what this machine lacks, before anything is opened: each missing thing has its own line, and
     /// the first required one is why the agent cannot start.
-    static func checkMachine(_ configuration: Configuration) throws(SystemError) {
+    /// - Parameter pins: If an earlier agent of this build ran with them, the kernel has all that it needs.
+    static func checkMachine(_ configuration: Configuration, _ pins: PinDirectory) throws(SystemError) {
         let root = try? Mount.cgroup2()
         let path = root.map { full(normalized(configuration.cgroup, root: $0), root: $0) }
         // Before the probes, which would say only that it cannot be attached to.
@@ -148,45 +177,162 @@ final class KernelSide {
                 "find", "the cgroup \(path)",
                 hint: "create it, or correct \"cgroup\" in the configuration")
         }
+        if isLoaded(pins) { return }
         if let missing = KernelProbe.run(cgroup: path).first(where: { $0.required && !$0.ok }) {
             throw SystemError("run on", "this machine", errno: ENOTSUP, reason: missing.sentence)
         }
     }
 
-    /// Loads the programs and makes the maps. Nothing is attached.
-    init(configuration: Configuration) throws(SystemError) {
+    /// Loads the programs, with the maps that an earlier agent left if they are of this layout, else with
+    /// fresh ones. Nothing is attached.
+    init(configuration: Configuration, instance: Instance) throws(SystemError) {
         forceClsact = getenv("MESH_AGENT_FORCE_CLSACT") != nil
+        filterHandle = instance.filterHandle
         let root = try Mount.cgroup2()
         cgroupRoot = root
         cgroupPath = KernelSide.normalized(configuration.cgroup, root: root)
-        let object = try BPFObject.mesh()
-        try object.load()
-        ring = try RingBuffer(object.map(named: "events"))
-        control = try object.map(named: ".data.control").mapped()
-        breakersMap = try object.map(named: "breakers")
-        attemptsMap = try object.map(named: "attempts")
+        var loaded = try KernelSide.load(PinDirectory(instance))
+        pinLock = loaded.lock.take()
+        pins = loaded.pins
+        pinError = loaded.error
+        let old = loaded.pins.flatMap { pins in
+            loaded.isTakeover ? nil : try? ReplacedMaps(in: pins.mapDirectory)
+        }
+        isTakeover = loaded.isTakeover || old != nil
+        StartStep.reached("maps-loaded")
+        if old != nil, let pins = loaded.pins {
+            notKept = try loaded.copy(from: pins.mapDirectory)
+            StartStep.reached("maps-copied")
+        }
+        ring = try RingBuffer(loaded.map(named: "events"))
+        control = try loaded.map(named: ".data.control").mapped()
+        breakersMap = try loaded.map(named: "breakers")
+        attemptsMap = try loaded.map(named: "attempts")
         breakers = try breakersMap.mapped(KernelSide.servicesPerMapping)
         attempts = try attemptsMap.mapped(KernelSide.servicesPerMapping, writable: false)
-        endpoints = try object.map(named: "endpoints")
-        prefixes = try object.map(named: "prefixes")
-        discoveredMap = try object.map(named: "discovered")
-        exempt = try object.map(named: "exempt")
-        scope = try object.map(named: "scope")
-        bindings = try object.map(named: "bindings")
-        countersMap = try object.map(named: "counters")
-        connectionsMap = try object.map(named: "connections")
-        connectionIterator = try object.program(named: "mesh_connections")
-        cgroupIterator = try object.program(named: "mesh_cgroup")
-        tcIngress = try object.program(named: "mesh_tc_ingress")
-        tcEgress = try object.program(named: "mesh_tc_egress")
+        endpoints = try loaded.map(named: "endpoints")
+        prefixes = try loaded.map(named: "prefixes")
+        discoveredMap = try loaded.map(named: "discovered")
+        exempt = try loaded.map(named: "exempt")
+        scope = try loaded.map(named: "scope")
+        bindings = try loaded.map(named: "bindings")
+        countersMap = try loaded.map(named: "counters")
+        connectionsMap = try loaded.map(named: "connections")
+        connectionIterator = try loaded.program(named: "mesh_connections")
+        cgroupIterator = try loaded.program(named: "mesh_cgroup")
+        tcIngress = try loaded.program(named: "mesh_tc_ingress")
+        tcEgress = try loaded.program(named: "mesh_tc_egress")
         var programs: [(name: String, program: Program)] = []
         for hook in KernelSide.cgroupHooks {
-            programs.append((hook.name, Program(try object.program(named: hook.program))))
+            programs.append((hook.name, Program(try loaded.program(named: hook.program))))
         }
         cgroupPrograms = programs
         let control = self.control.element(0, as: mesh_control.self)
         control.pointee.agent_tgid = UInt32(getpid())
-        control.pointee.first_discovered = ServiceTable.firstDiscovered
+        if !loaded.isTakeover {
+            control.pointee.first_discovered = ServiceTable.firstDiscovered
+            if old == nil {
+                control.pointee.next_service = 1
+                control.pointee.instance = UInt64.random(in: 1 ... .max)
+            }
+            control.pointee.abi_version = KernelSide.layout
+            StartStep.reached("maps-marked")
+            try pins?.putSpareInPlace()
+            StartStep.reached("maps-placed")
+        }
+        replaced = old ?? pins.flatMap { ReplacedMaps.unfinished($0) }
+        if isTakeover {
+            wakeForAll()
+            try readBack()
+        }
+    }
+
+    /// The version of what the maps hold; a test may pretend another.
+    static let layout =
+        getenv("MESH_AGENT_LAYOUT").flatMap { UInt32(String(cString: $0)) } ?? UInt32(MESH_ABI_VERSION)
+
+    /// Where maps and programs come from: the pins that an earlier agent of this build left, else the object.
+    private struct Loaded: ~Copyable {
+        let object: BPFObject?
+        var lock: FileDescriptor?
+        let pins: PinDirectory?
+        let error: SystemError?
+        let isTakeover: Bool
+
+        func map(named name: String) throws(SystemError) -> BPFMap {
+            switch object {
+            case .some(let object): return try object.map(named: name)
+            case .none:
+                let path = PinDirectory.pin(of: name, in: pins!.mapDirectory)
+                return try BPFMap.pinned(at: path, name: name)
+            }
+        }
+
+        func program(named name: String) throws(SystemError) -> BPFProgram {
+            switch object {
+            case .some(let object): return try object.program(named: name)
+            case .none: return try PinDirectory.program(named: name, with: pins!.mapDirectory)
+            }
+        }
+
+        /// Copies what can be from maps of another layout.
+        func copy(from directory: String) throws(SystemError) -> [String] {
+            switch object {
+            case .some(let object): return try ReplacedMaps.copy(from: directory, to: object)
+            case .none: return []
+            }
+        }
+    }
+
+    /// Loads the object with pinned maps if that can be; or finds it loaded.
+    private static func load(_ pins: PinDirectory) throws(SystemError) -> Loaded {
+        do throws(SystemError) {
+            try pins.prepare()
+            let lock = try pins.lock()
+            if isLoaded(pins) {
+                return Loaded(object: nil, lock: lock, pins: pins, error: nil, isTakeover: true)
+            }
+            let object = try BPFObject.mesh()
+            let isTakeover = fits(object, pins)
+            if !isTakeover { try pins.makeSpare() }
+            let directory = isTakeover ? pins.mapDirectory : pins.spareDirectory
+            for map in PinDirectory.maps {
+                try object.setPin(ofMap: map, PinDirectory.pin(of: map, in: directory))
+            }
+            try object.load()
+            // Without them the next start takes longer, and that is all.
+            try? PinDirectory.keepPrograms(of: object, with: directory)
+            return Loaded(object: object, lock: lock, pins: pins, error: nil, isTakeover: isTakeover)
+        } catch {
+            if error.errno == EWOULDBLOCK { throw error.advising("stop it first, or choose other --pins") }
+            // What does not load without pins either has another reason.
+            let object = try BPFObject.mesh()
+            try object.load()
+            return Loaded(object: object, lock: nil, pins: nil, error: error, isTakeover: false)
+        }
+    }
+
+    /// Whether an earlier agent of this very build has left its programs and maps.
+    static func isLoaded(_ pins: PinDirectory) -> Bool {
+        exists(PinDirectory.programs(with: pins.mapDirectory)) && isOfThisLayout(pins)
+    }
+
+    private static func isOfThisLayout(_ pins: PinDirectory) -> Bool {
+        let path = PinDirectory.pin(of: PinDirectory.control, in: pins.mapDirectory)
+        guard let map = try? BPFMap.pinned(at: path, name: PinDirectory.control),
+            map.valueSize == MemoryLayout<mesh_control>.size,
+            let found = try? map.lookup(UInt32(0), as: mesh_control.self)
+        else { return false }
+        return found.abi_version == layout && found.instance != 0
+    }
+
+    /// Whether there are pinned maps of the layout that this agent knows.
+    private static func fits(_ object: borrowing BPFObject, _ pins: PinDirectory) -> Bool {
+        for name in PinDirectory.maps {
+            let path = PinDirectory.pin(of: name, in: pins.mapDirectory)
+            guard object.fits(map: name, pinned: path) else { return false }
+        }
+        return isOfThisLayout(pins)
     }
 
     private static func full(_ path: String, root: String) -> String { path == "/" ? root : root + path }
@@ -201,18 +347,74 @@ final class KernelSide {
 
     // MARK: - Attaching
 
-    /// Attaches the cgroup programs.
+    /// Attaches the cgroup programs, in the place of an earlier agent's.
     func attach() throws(SystemError) {
         let path = KernelSide.full(cgroupPath, root: cgroupRoot)
-        for hook in cgroupPrograms {
-            cgroupLinks.append(Attachment(try BPFLink.cgroup(hook.program.program, path: path)))
+        var status = stat()
+        guard stat(path, &status) == 0 else { throw SystemError("look at", path) }
+        let place = PinPlace(cgroup: UInt64(status.st_ino))
+        for (index, hook) in cgroupPrograms.enumerated() {
+            cgroupLinks.append(
+                try attach(hook.program.program, at: place) { program throws(SystemError) in
+                    try BPFLink.cgroup(program, path: path)
+                })
+            StartStep.reached(KernelSide.cgroupHooks[index].program)
         }
     }
 
-    /// Detaches everything: what begins connections first.
+    /// Puts a program in the place of an earlier agent's; where there is none, attaches it.
+    private func attach(
+        _ program: borrowing BPFProgram, at place: PinPlace,
+        make: (borrowing BPFProgram) throws(SystemError) -> BPFLink
+    ) throws(SystemError) -> Attachment {
+        guard let pins else { return Attachment(try make(program)) }
+        let path = pins.link(program.name, place)
+        wantedLinks.insert(path)
+        if let link = try BPFLink.pinned(at: path) {
+            do {
+                try link.update(program)
+                return Attachment(link)
+            } catch {
+                // What it was attached to is gone, and something of the same number there.
+                guard error.errno == ENOLINK else { throw error }
+                link.remove()
+            }
+        }
+        var link = try make(program)
+        StartStep.reached("link-made")
+        do {
+            try link.pin(at: path)
+        } catch {
+            pinError = pinError ?? error
+        }
+        return Attachment(link)
+    }
+
+    /// Removes what an earlier agent attached and this one does not want: interfaces and cgroups that are
+    /// gone, or not configured any more.
+    /// - Returns: What could not be removed.
+    func sweep() -> [SystemError] {
+        guard let pins else { return [] }
+        var failures: [SystemError] = []
+        pins.removeSpare()
+        pins.removeOtherPrograms()
+        for link in pins.links where !wantedLinks.contains(link) {
+            do throws(SystemError) { try pins.remove(link: link) } catch { failures.append(error) }
+        }
+        return failures
+    }
+
+    /// Detaches everything, what begins connections first, and removes the maps.
     func detach() {
-        while cgroupLinks.popLast() != nil {}
+        while let link = cgroupLinks.popLast() { link.remove() }
+        for attachment in attachments.values { attachment.remove() }
         attachments = [:]
+        _ = try? pins?.removeAll()
+    }
+
+    /// Leaves everything as it is for the next agent. What is not pinned ends with this one.
+    func keep() {
+        for attachment in attachments.values where pins != nil { attachment.keep() }
     }
 
     /// The cgroup hooks.
@@ -237,13 +439,11 @@ final class KernelSide {
     )? {
         switch event {
         case .removed(let link):
-            return attachments.removeValue(forKey: link.index).map { _ in ("interface left", link.name, nil) }
+            return remove(link).map { ("interface left", link.name, nil) }
         case .added(let link), .changed(let link):
             let isWanted = wanted.contains("auto") || wanted.contains(link.name)
             guard isWanted else {
-                return attachments.removeValue(forKey: link.index).map { _ in
-                    ("detached from interface", link.name, nil)
-                }
+                return remove(link).map { ("detached from interface", link.name, nil) }
             }
             if let present = attachments[link.index] {
                 present.link = link
@@ -260,26 +460,117 @@ final class KernelSide {
         }
     }
 
+    private func remove(_ link: Link) -> Void? {
+        attachments.removeValue(forKey: link.index).map { $0.remove() }
+    }
+
     private func attach(to link: Link) throws(SystemError) -> InterfaceAttachment {
+        defer { StartStep.reached("interface-attached") }
+        let place = PinPlace(netns: netns, interface: link.index)
         if !forceClsact {
             do {
-                let egress = try BPFLink.tcx(tcEgress, interface: link.index, .egress)
+                var links = [
+                    try attach(tcEgress, at: place) { program throws(SystemError) in
+                        try BPFLink.tcx(program, interface: link.index, .egress)
+                    }
+                ]
                 // Only the host's end of a pod's veth sees a local client's packets come in.
                 if link.kind == "veth" {
-                    return InterfaceAttachment(
-                        link, ingress: try BPFLink.tcx(tcIngress, interface: link.index, .ingress),
-                        egress: egress)
+                    links.append(
+                        try attach(tcIngress, at: place) { program throws(SystemError) in
+                            try BPFLink.tcx(program, interface: link.index, .ingress)
+                        })
                 }
-                return InterfaceAttachment(link, ingress: nil, egress: egress)
+                return InterfaceAttachment(link, links: links)
             } catch {
                 guard error.errno == EINVAL else { throw error }
             }
         }
-        var filter = try TCFilter(interface: link.index)
+        return try filter(link, place)
+    }
+
+    /// Attaches with filters. The marks come before what they stand for, so that nothing is ever left without.
+    private func filter(_ link: Link, _ place: PinPlace) throws(SystemError) -> InterfaceAttachment {
+        let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
+        var mayOwn = false
+        if let mark = marks.first, let qdisc = marks.last {
+            wantedLinks.formUnion(marks)
+            mayOwn = exists(qdisc)
+            do throws(SystemError) {
+                try PinDirectory.mark(mark)
+                let hasQdisc = try TCFilter.hasQdisc(interface: link.index)
+                if !mayOwn && !hasQdisc {
+                    try PinDirectory.mark(qdisc)
+                    mayOwn = true
+                }
+            } catch { pinError = pinError ?? error }
+            StartStep.reached("filter-marked")
+        }
+        var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
         try filter.attach(tcEgress, .egress)
         if link.kind == "veth" { try filter.attach(tcIngress, .ingress) }
-        return InterfaceAttachment(link, filter: filter)
+        StartStep.reached("filter-attached")
+        return InterfaceAttachment(link, filter: filter, marks: marks)
     }
+
+    // MARK: - Taking over
+
+    /// What the earlier agent left, for the engine to go on from. Read once, at the start.
+    func inheritance() throws(SystemError) -> Inheritance {
+        var found = Inheritance()
+        found.endpoints = writtenEndpoints
+        found.leaseUntil = mesh_load_acquire_u64(field(\mesh_control.lease_until_ns))
+        found.nextService = min(
+            mesh_load_acquire_u32(field(\mesh_control.next_service)), ServiceTable.firstDiscovered)
+        try reserve(service: found.nextService)
+        for service in 1..<max(1, found.nextService) {
+            let entry = breakers.element(Int(service), as: mesh_breaker.self).pointee
+            if let word = BreakerKernelWord(entry) { found.words[service] = word }
+        }
+        for (pid, trace) in try bindings.entries(keys: UInt32.self, values: mesh_trace_id.self) {
+            if let trace = TraceID(trace.bytes) { found.bindings.append((pid, trace)) }
+        }
+        return found
+    }
+
+    /// Reads what is in the maps, so that only differences are written.
+    private func readBack() throws(SystemError) {
+        for (key, id) in try endpoints.entries(keys: mesh_endpoint.self, values: UInt32.self) {
+            writtenEndpoints[Endpoint(key)] = id
+        }
+        for (key, id) in try prefixes.entries(keys: mesh_prefix.self, values: UInt32.self) {
+            if let endpoint = Endpoint(key) { writtenEndpoints[endpoint] = id }
+        }
+        writtenExempt = try networks(exempt)
+        writtenScope = try networks(scope)
+    }
+
+    private func networks(_ map: borrowing BPFMap) throws(SystemError) -> Set<Network> {
+        Set(try map.entries(keys: mesh_network.self, values: UInt8.self).compactMap { Network($0.key) })
+    }
+
+    /// Brings over what the programs of another layout did since their maps were copied, now that they have ended.
+    /// - Parameters:
+    ///   - learn: Is told of what they discovered.
+    ///   - take: Gets the records that still wait in their ring buffer, oldest first.
+    func finishReplacing(
+        learn: (UInt32, Sample.Role, IPAddress, UInt16) -> Void, take: (UnsafeRawBufferPointer) -> Void
+    ) throws(SystemError) {
+        guard let replaced else { return }
+        try replaced.moveAttempts(to: attemptsMap)
+        for (key, id) in replaced.discoveries() {
+            // Known by now under another ID, or full: then samples keep this one, and its name.
+            try? discoveredMap.update(key, id, .create)
+            if let role = Sample.Role(rawValue: UInt8(truncatingIfNeeded: key.role)) {
+                learn(id, role, IPAddress(key.address), key.port)
+            }
+        }
+        _ = replaced.consume(take)
+        self.replaced = nil
+    }
+
+    /// The number made with the maps: the state that belongs to them has it too.
+    var instance: UInt64 { mesh_load_relaxed_u64(field(\mesh_control.instance)) }
 
     // MARK: - Samples
 
@@ -299,7 +590,22 @@ final class KernelSide {
     @discardableResult
     func peekWhile(_ body: (UnsafeRawBufferPointer) -> Bool) -> Int { ring.peekWhile(body) }
 
-    /// Hands over records, oldest first.
+    /// Bytes of records that were handed over and not released.
+    var heldBytes: Int { ring.heldBytes }
+
+    /// How far records were handed over, and how far they were shown.
+    var ringPositions: (counted: UInt64, decided: UInt64) { (ring.position, ring.shownPosition) }
+
+    /// Gives the room of what was handed over back to the kernel: whoever reads after this process does not
+    /// see it again.
+    func release() { ring.release() }
+
+    /// Goes on where an agent before this one was: see `RingBuffer.resume`.
+    func resume(_ commit: StateCommit) -> (shown: Int, unknown: UInt64)? {
+        ring.resume(at: commit.counted, shown: commit.decided)
+    }
+
+    /// Hands over records, oldest first. They stay in the ring buffer until `release`.
     func consumeWhile(limit: Int, _ body: (UnsafeRawBufferPointer) -> Bool) -> Int {
         ring.consumeWhile(limit: limit, body)
     }
@@ -356,6 +662,15 @@ final class KernelSide {
         mesh_store_release_u32(field(\mesh_control.flows_wanted), wanted ? 1 : 0)
     }
 
+    /// The kernel side of an agent that ended may still wait for its next look.
+    private func wakeForAll() {
+        setNextLook(at: 0)
+        setFlowsWanted(false)
+    }
+
+    /// Notes which ID the next configured service gets: before the last one is in use.
+    func setNextService(_ id: UInt32) { mesh_store_release_u32(field(\mesh_control.next_service), id) }
+
     /// Brings the maps to what a configuration says. What is added or changed comes before what goes.
     /// - Parameter ids: The services' IDs, in the configuration's order.
     func apply(_ configuration: Configuration, ids: [UInt32]) throws(SystemError) {
@@ -383,6 +698,8 @@ final class KernelSide {
             try prefixes.delete(mesh_prefix(endpoint))
         }
         writtenEndpoints = wanted
+        StartStep.reached("endpoints-written")
+        if changed.isEmpty && gone.isEmpty { return }
         // Connections look their service up again with their next request.
         let generation = field(\mesh_control.generation)
         mesh_store_release_u32(generation, mesh_load_relaxed_u32(generation) &+ 1)

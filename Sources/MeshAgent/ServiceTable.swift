@@ -33,7 +33,10 @@ struct ServiceTable {
     /// The names by ID, for labels; empty where there is no service.
     private(set) var labels: [String] = [ServiceTable.other]
     private(set) var discoveredCount = 0
-    private var next: UInt32 = 1
+    /// The ID that the next configured service gets.
+    private(set) var next: UInt32 = 1
+    /// The services that changed since the table was last saved.
+    private var changed: Set<UInt32> = []
 
     init() {
         byID[0] = ServiceInfo(id: 0, name: ServiceTable.other, kind: .discovered, isActive: true)
@@ -59,15 +62,18 @@ struct ServiceTable {
         var removed: [UInt32] = []
         for (id, info) in byID where info.kind == .configured && info.isActive && !names.contains(info.name) {
             byID[id]?.isActive = false
+            changed.insert(id)
             removed.append(id)
         }
         var ids: [UInt32] = []
         ids.reserveCapacity(services.count)
         for service in services {
             if let id = idByName[service.name], byID[id]?.kind == .configured {
+                if byID[id]?.isActive == false { changed.insert(id) }
                 byID[id]?.isActive = true
                 ids.append(id)
             } else {
+                changed.insert(next)
                 byID[next] = ServiceInfo(id: next, name: service.name, kind: .configured, isActive: true)
                 idByName[service.name] = next
                 label(next, service.name)
@@ -77,6 +83,22 @@ struct ServiceTable {
         }
         configuredCount = services.count
         return (ids, removed.sorted())
+    }
+
+    /// Takes over the IDs of an earlier agent's configured services, before the first `configure`.
+    /// - Parameters:
+    ///   - names: Those that have a name; all others below `next` are in use no more, but were.
+    ///   - next: The ID that the next one gets.
+    mutating func restore(_ names: [UInt32: String], next: UInt32) {
+        self.next = max(self.next, next)
+        for id in 1..<self.next where byID[id] == nil {
+            // Samples may still come with an ID whose name is lost.
+            let name = names[id] ?? "removed-\(id)"
+            byID[id] = ServiceInfo(id: id, name: name, kind: .configured, isActive: names[id] != nil)
+            if names[id] != nil { idByName[name] = id }
+            label(id, name)
+            changed.insert(id)
+        }
     }
 
     /// Names a service that the kernel discovered; false if it was known already, or if the ID is none that
@@ -91,6 +113,37 @@ struct ServiceTable {
         if idByName[name] == nil { idByName[name] = id }
         label(id, name)
         discoveredCount += 1
+        changed.insert(id)
+        return true
+    }
+
+    /// Adds the services that have changed since the last time, or all of them.
+    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        let ids = scope == .everything ? Set(byID.keys) : changed
+        for id in ids.sorted() where id != 0 {
+            guard let info = byID[id] else { continue }
+            writer.append(
+                .service(
+                    id: id, name: info.name, isConfigured: info.kind == .configured, isActive: info.isActive))
+        }
+        changed = []
+    }
+
+    /// Gives a service the ID that it had. False if it cannot have it.
+    mutating func restore(id: UInt32, name: String, isConfigured: Bool, isActive: Bool) -> Bool {
+        guard id > 0, id < UInt32(MESH_MAX_SERVICES), !name.isEmpty,
+            isConfigured == (id < ServiceTable.firstDiscovered)
+        else { return false }
+        if let known = byID[id] {
+            guard known.name == name else { return false }
+            byID[id]?.isActive = isActive
+            return true
+        }
+        let kind = isConfigured ? ServiceInfo.Kind.configured : .discovered
+        byID[id] = ServiceInfo(id: id, name: name, kind: kind, isActive: isActive)
+        if isConfigured || idByName[name] == nil { idByName[name] = id }
+        label(id, name)
+        if isConfigured { next = max(next, id + 1) } else { discoveredCount += 1 }
         return true
     }
 

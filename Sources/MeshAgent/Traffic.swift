@@ -18,6 +18,9 @@ struct Traffic {
     /// How often breakers went from one state to another, by service, states and reason.
     private(set) var transitions: [TransitionKey: UInt64] = [:]
     private(set) var reactions = MetricsHistogram.breakerReaction
+    /// The transitions that were counted since they were last saved.
+    private var changedTransitions: Set<TransitionKey> = []
+    private var reactionsChanged = false
 
     /// A service in one role.
     private struct Recent {
@@ -28,6 +31,9 @@ struct Traffic {
         var window = LatencyWindow()
     }
     private var recent: [Recent] = []
+    /// Of each, the service and the role: the index into `recentIndex`.
+    private var recentKeys: [UInt32] = []
+    private var dirty = DirtyRows()
     /// Index into `recent` by service and role; -1: no sample yet.
     private var recentIndex = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES) * 2)
     private let buckets: [Double]
@@ -58,6 +64,7 @@ struct Traffic {
             }
             // A connect that failed is a request that could not even be made: whoever looks at a service
             // that refuses must see it.
+            dirty.mark(index)
             recent[index].requests += 1
             if error { recent[index].errors += 1 }
             recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
@@ -71,6 +78,8 @@ struct Traffic {
         if recentIndex[key] < 0 {
             recentIndex[key] = Int32(recent.count)
             recent.append(Recent())
+            recentKeys.append(UInt32(key))
+            dirty.append()
         }
         return Int(recentIndex[key])
     }
@@ -101,18 +110,82 @@ struct Traffic {
         let key = TransitionKey(
             service: service, from: transition.from, to: transition.to, reason: transition.reason)
         transitions[key, default: 0] += 1
+        changedTransitions.insert(key)
     }
 
     /// Records how long it took from the deciding sample to the write that opened its breaker.
-    mutating func recordReaction(_ nanoseconds: UInt64) { reactions.record(nanoseconds) }
+    mutating func recordReaction(_ nanoseconds: UInt64) {
+        reactions.record(nanoseconds)
+        reactionsChanged = true
+    }
 
     /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.
-    mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) {
-        workloads.sweep(requests: &requests, connections: &connections, at: now)
+    /// - Returns: Whether there were any.
+    mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) -> Bool {
+        let found = workloads.sweep(requests: &requests, connections: &connections, at: now)
         for index in recent.indices {
             recent[index].requestHint = SeriesHint()
             recent[index].connectionHint = SeriesHint()
         }
+        return found
+    }
+
+    /// Adds what has changed since the last time, or all of it. The figures of the last ten seconds and
+    /// exemplars are not kept.
+    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        if scope == .everything { writer.append(.bounds(requests.bounds)) }
+        requests.save(scope, to: &writer)
+        connections.save(scope, to: &writer)
+        recent.withUnsafeBufferPointer { recent in
+            recentKeys.withUnsafeBufferPointer { keys in
+                scope.forEach(&dirty) { index in
+                    writer.totals(
+                        service: keys[index] / 2, keys[index] % 2 == 0 ? .client : .server,
+                        requests: recent[index].requests, errors: recent[index].errors)
+                }
+            }
+        }
+        for key in scope == .everything ? Set(transitions.keys) : changedTransitions {
+            writer.append(
+                .transitions(
+                    service: key.service, from: key.from, to: key.to, key.reason, count: transitions[key] ?? 0
+                )
+            )
+        }
+        changedTransitions = []
+        if scope == .everything || reactionsChanged {
+            writer.append(.reaction(sum: reactions.sum, buckets: reactions.buckets))
+        }
+        reactionsChanged = false
+    }
+
+    /// Takes over a row of an agent before whose histograms had these bounds; false if it makes no sense.
+    /// Where the configuration has others now, the histograms begin anew.
+    mutating func restore(_ row: StateRow, bounds: [UInt64]) -> Bool {
+        switch row {
+        case .requests(let key, let values):
+            return bounds != requests.bounds || requests.restore(key, values)
+        case .connections(let key, let values):
+            return connections.restore(key, values, bounds: bounds)
+        case .totals(let service, let role, let requests, let errors):
+            guard let index = index(service, role) else { return false }
+            recent[index].requests = requests
+            recent[index].errors = errors
+            return true
+        case .transitions(let service, let from, let to, let reason, let count):
+            transitions[TransitionKey(service: service, from: from, to: to, reason: reason)] = count
+            return true
+        case .reaction(let sum, let buckets):
+            return reactions.restore(sum: sum, buckets: buckets)
+        default:
+            return false
+        }
+    }
+
+    /// Takes over how many samples were counted under other series than their own.
+    mutating func restore(_ counts: StateCounts) {
+        requests.restore(dropped: counts.foldedRequests)
+        connections.restore(dropped: counts.foldedConnections)
     }
 
     /// Whether a reload changes what needs a restart.

@@ -1,11 +1,12 @@
 // What the commands are called, take and do, in words. Parsing, help and the shells' completions
 // are all made from these descriptions.
 
+import BPFRuntime
 import MeshCore
 
 /// All commands and what they have in common.
 enum Catalog {
-    static let defaultControl = "/run/mesh-agent/control.sock"
+    static let defaultControl = Instance.defaultControl
 
     private static let control = ArgumentOption(
         "control", value: "PATH", values: .file, summary: "the agent's control socket (\(defaultControl))")
@@ -145,6 +146,23 @@ enum Catalog {
             examples: [
                 .init("meshctl events", does: "the recent ones"),
                 .init("meshctl events --follow -o json", does: "one JSON object a line, as they happen"),
+            ]),
+        ArgumentCommand(
+            ["cleanup"], summary: "remove what an agent that is gone left in the kernel",
+            details: [
+                "An agent that was killed, or that ended with --keep, leaves its programs, maps and links for the "
+                    + "next one. This removes them, with the control socket and the state. It refuses while the "
+                    + "agent runs, and touches nothing of others. Needs root."
+            ],
+            options: [
+                ArgumentOption(
+                    "pins", value: "DIR", values: .file, summary: "where they are, if the agent had --pins"),
+                ArgumentOption(
+                    "all", summary: "of every instance below \(Instance.root), but for those that run"),
+            ],
+            examples: [
+                .init("sudo meshctl cleanup", does: "after kill -9, to be rid of it"),
+                .init("sudo meshctl cleanup --all", does: "of agents beside the usual one, too"),
             ]),
         ArgumentCommand(
             ["doctor"], summary: "what this kernel can do, what is missing, what to do about it",

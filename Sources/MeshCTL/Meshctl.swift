@@ -143,6 +143,7 @@ struct Run: Sendable {
         case "trace bind": try bind()
         case "trace unbind": try unbind()
         case "top": try Top(run: self, options: try topOptions()).perform()
+        case "cleanup": try cleanup()
         case "doctor": return try doctor()
         case "completion": try console.write(CompletionScript.text(for: arguments.operands[0]))
         default: preconditionFailure("the catalog has a command that nothing carries out: \(command)")

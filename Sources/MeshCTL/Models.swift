@@ -26,6 +26,7 @@ struct Status {
     let cgroup: String
     let hooks: [Hook]
     let interfaces: [(name: String, mode: String)]
+    let pins: (directory: String?, error: String?, takeover: Bool)
     let lease: (seconds: Double, age: Double, valid: Bool)
     let services: (configured: Double, discovered: Double, limit: Double)
     let breakers:
@@ -67,6 +68,10 @@ struct Status {
         interfaces = try answer.list("interfaces") { interface throws(Failure) in
             (try interface.text("name"), try interface.text("mode"))
         }
+        let pins = try answer.member("pins")
+        self.pins = (
+            try pins.optionalText("directory"), try pins.optionalText("error"), try pins.flag("takeover")
+        )
         let lease = try answer.member("lease")
         self.lease = (try lease.number("seconds"), try lease.number("age_seconds"), try lease.flag("valid"))
         let services = try answer.member("services")

@@ -36,6 +36,11 @@ enum StatusView {
             "interfaces",
             status.interfaces.isEmpty
                 ? "none" : status.interfaces.map { "\($0.name) (\($0.mode))" }.joined(separator: ", "))
+        let pins = status.pins
+        add(
+            "pins",
+            (pins.directory ?? "none") + (pins.takeover ? ", taken over from an earlier agent" : ""),
+            pins.error == nil ? .plain : .yellow)
         let lease = status.lease
         add(
             "lease",
@@ -114,6 +119,14 @@ enum StatusView {
                     remedy:
                         "What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent.")
             )
+        }
+        if let error = status.pins.error {
+            problems.append(
+                Problem(
+                    what: "Not everything is pinned: \(error)",
+                    remedy:
+                        "All works, but what is enforced ends when the agent does. Mount the bpf file system "
+                        + "at /sys/fs/bpf where the agent can write to it, then restart the agent."))
         }
         if let error = status.configError {
             problems.append(

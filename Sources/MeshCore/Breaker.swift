@@ -54,7 +54,7 @@ public struct Breaker: Sendable {
     private var sawRequest = false
     private var random: SplitMix64
 
-    private enum Ramp { case none, first, second }
+    private typealias Ramp = BreakerMemory.Ramp
 
     /// The shares that the two halves of the ramp admit, at least.
     static let rampShares = (first: 0.1, second: 0.5)
@@ -65,6 +65,47 @@ public struct Breaker: Sendable {
         window = SlidingWindow(length: policy.window)
         random = SplitMix64(seed: seed)
         since = now
+    }
+
+    /// The breaker that another one was, under a policy that may be another too: see `memory`. What follows
+    /// from a change of the policy is what `replacePolicy(_:at:)` makes of it, but nothing is told.
+    public init(policy: BreakerPolicy, _ memory: BreakerMemory, override: BreakerOverride?, at now: UInt64) {
+        self.policy = policy
+        automaticState = memory.state
+        self.override = override
+        isForced = override != nil
+        reason = memory.reason
+        since = memory.since
+        consecutiveFailures = memory.consecutiveFailures
+        probeSuccesses = memory.probeSuccesses
+        heldReason = memory.heldReason
+        window =
+            memory.window.length == policy.window ? memory.window : SlidingWindow(length: policy.window)
+        openUntil = memory.openUntil
+        epoch = memory.epoch
+        ramp = memory.ramp
+        rampStart = memory.rampStart
+        reopened = memory.reopened
+        streakOfConnects = memory.streakOfConnects
+        sawRequest = memory.sawRequest
+        random = SplitMix64(seed: memory.random)
+        if policy.mode == .off {
+            self.override = nil
+            isForced = false
+            enterClosed()
+            forget()
+        } else if automaticState == .open {
+            openUntil = min(openUntil, saturatingSum(now, policy.maxOpenFor))
+        }
+    }
+
+    /// What it has to remember to go on in another process; the override aside.
+    public var memory: BreakerMemory {
+        BreakerMemory(
+            state: automaticState, reason: reason, since: since, consecutiveFailures: consecutiveFailures,
+            probeSuccesses: probeSuccesses, heldReason: heldReason, window: window, openUntil: openUntil,
+            epoch: epoch, ramp: ramp, rampStart: rampStart, reopened: reopened,
+            streakOfConnects: streakOfConnects, sawRequest: sawRequest, random: random.state)
     }
 
     // MARK: - What it is
@@ -248,7 +289,39 @@ public struct Breaker: Sendable {
         return transitions + tick(now)
     }
 
+    /// Goes on where another breaker of this policy, or of an older one, was ended: with what the kernel was
+    /// told of that one. For one that is fresh. The window begins empty.
+    /// - Parameter forced: The override that the word tells of, if any, with who and why.
+    public mutating func restore(_ word: BreakerKernelWord, override forced: BreakerOverride?, at now: UInt64)
+    {
+        guard policy.mode != .off else { return }
+        automaticState = word.state
+        override = forced
+        if forced != nil { reason = .override }
+        guard word.state != .closed else { return }
+        // The next time it opens is not the first.
+        reopened = 1
+        if word.state == .open {
+            openUntil = min(word.openUntil, saturatingSum(now, policy.maxOpenFor))
+        } else if let phase = rampPhase(ofShare: word.probeShare) {
+            ramp = phase
+            rampStart = now
+        }
+    }
+
     // MARK: - How it works
+
+    /// The part of the ramp in which the kernel admits such a share of 2^32; nil if none does.
+    private func rampPhase(ofShare share: UInt32) -> Ramp? {
+        for phase in [Ramp.second, .first] {
+            var breaker = self
+            breaker.ramp = phase
+            if breaker.probeShare > policy.probeRatio && breaker.kernelWord.probeShare == share {
+                return phase
+            }
+        }
+        return nil
+    }
 
     private var automaticDeadline: UInt64? {
         switch (automaticState, ramp) {

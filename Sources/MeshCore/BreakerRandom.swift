@@ -2,7 +2,8 @@
 
 /// SplitMix64: 64 bits of state, one multiplication chain per number, the same sequence for a seed.
 public struct SplitMix64: RandomNumberGenerator, Sendable {
-    private var state: UInt64
+    /// What the numbers to come follow from: a generator with this seed goes on with them.
+    public private(set) var state: UInt64
 
     /// A generator whose sequence the seed decides.
     public init(seed: UInt64) { state = seed }

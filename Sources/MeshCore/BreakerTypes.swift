@@ -1,4 +1,5 @@
 // The words of the breaker: its states, why it changes, what it is told and what it tells.
+import CMeshABI
 
 /// The state of a breaker. The raw values are those of `enum mesh_state`.
 public enum BreakerState: UInt8, Sendable, CaseIterable {
@@ -125,6 +126,44 @@ public struct BreakerOverride: Equatable, Sendable {
     }
 }
 
+/// Everything that a breaker knows besides its policy and its override: what it takes to go on in another
+/// process as if nothing had been. The fields are those of `Breaker`; times in monotonic nanoseconds.
+public struct BreakerMemory: Equatable, Sendable {
+    /// Where in its ramp a half-open breaker is.
+    public enum Ramp: UInt8, Sendable { case none, first, second }
+
+    /// The automatic state.
+    public var state: BreakerState
+    /// Why the effective state is what it is.
+    public var reason: BreakerReason?
+    /// Since when it is.
+    public var since: UInt64
+    /// How many failures came in a row.
+    public var consecutiveFailures: UInt32
+    /// How many probes have succeeded.
+    public var probeSuccesses: UInt32
+    /// The trip rule that is met while the open-share limit keeps it closed.
+    public var heldReason: BreakerReason?
+    /// What it saw lately.
+    public var window: SlidingWindow
+    /// When an open breaker becomes half-open.
+    public var openUntil: UInt64
+    /// When it last became half-open.
+    public var epoch: UInt64
+    /// Where in its ramp it is.
+    public var ramp: Ramp
+    /// When the ramp began.
+    public var rampStart: UInt64
+    /// How many times in a row it has reopened.
+    public var reopened: UInt32
+    /// Whether the failures in a row are connects only.
+    public var streakOfConnects: Bool
+    /// Whether a request ever ended.
+    public var sawRequest: Bool
+    /// The state of its jitter's generator.
+    public var random: UInt64
+}
+
 /// Everything that the kernel needs to know about a breaker: the fields of `struct mesh_breaker` under
 /// their own names, to be compared with what was last written there.
 public struct BreakerKernelWord: Equatable, Sendable {
@@ -150,6 +189,27 @@ public struct BreakerKernelWord: Equatable, Sendable {
     public var slow: UInt64
     /// `urgent_classes`.
     public var urgentClasses: UInt32
+}
+
+extension BreakerKernelWord {
+    /// What a program reads; nil if nothing was ever written there.
+    public init?(_ entry: mesh_breaker) {
+        let flags = UInt32(entry.flags)
+        self.init(
+            state: BreakerState(rawValue: entry.state) ?? .closed,
+            mode: BreakerPolicy.Mode(rawValue: entry.mode) ?? .off,
+            forced: BreakerOverride.Forced(rawValue: entry.override_state),
+            drain: flags & MESH_BREAKER_DRAIN.rawValue != 0, alert: flags & MESH_BREAKER_ALERT.rawValue != 0,
+            probeShare: entry.probe_share, openUntil: entry.open_until_ns,
+            probeInterval: entry.probe_interval_ns, overrideUntil: entry.override_until_ns,
+            slow: entry.slow_ns, urgentClasses: entry.urgent_classes)
+        if self == BreakerKernelWord.none { return nil }
+    }
+
+    /// That of a service without a breaker.
+    public static let none = BreakerKernelWord(
+        state: .closed, mode: .off, forced: nil, drain: false, alert: false, probeShare: 0, openUntil: 0,
+        probeInterval: 0, overrideUntil: 0, slow: 0, urgentClasses: 0)
 }
 
 /// How many breakers automation may hold open or half-open at once: local trouble looks like everyone

@@ -71,23 +71,29 @@ public struct BreakerHistory: Sendable {
     /// How many events there ever were.
     public private(set) var total: UInt64 = 0
 
-    private var ring: [BreakerEvent] = []
+    private var ring: [(number: UInt64, event: BreakerEvent)] = []
 
     /// An empty history that keeps `capacity` events, at least one.
     public init(capacity: Int) { self.capacity = max(1, capacity) }
 
     /// Adds an event in place of the oldest, once there is no more room.
-    public mutating func append(_ event: BreakerEvent) {
+    public mutating func append(_ event: BreakerEvent) { append(event, number: total) }
+
+    /// The same with a number of its own, for `numbered`.
+    public mutating func append(_ event: BreakerEvent, number: UInt64) {
         if ring.count < capacity {
-            ring.append(event)
+            ring.append((number, event))
         } else {
-            ring[Int(total % UInt64(capacity))] = event
+            ring[Int(total % UInt64(capacity))] = (number, event)
         }
         total += 1
     }
 
     /// The events that are kept, oldest first.
-    public var events: [BreakerEvent] {
+    public var events: [BreakerEvent] { numbered.map(\.event) }
+
+    /// The events that are kept, each with its number, oldest first.
+    public var numbered: [(number: UInt64, event: BreakerEvent)] {
         let oldest = Int(total % UInt64(capacity))  // with room left: past the end
         return Array(ring[oldest...] + ring[..<oldest])
     }

@@ -217,6 +217,20 @@ public struct MetricsEncoder: Sendable {
         writer.family(
             "mesh_agent_refused_calls", .counter, "System calls that were refused to the agent itself.")
         writer.sample("mesh_agent_refused_calls_total", [], snapshot.refusedCalls)
+        writer.family(
+            "mesh_agent_pinned", .gauge,
+            "1 if maps and programs are pinned, so that what is enforced outlives the agent, else 0.")
+        writer.sample("mesh_agent_pinned", [], snapshot.isPinned ? 1 : 0)
+        writer.family(
+            "mesh_agent_state_kept", .gauge, "1 if what the agent knows outlives it, else 0.")
+        writer.sample("mesh_agent_state_kept", [], snapshot.state.isKept ? 1 : 0)
+        writer.family("mesh_agent_state_commits", .counter, "How often this process committed the state.")
+        writer.sample("mesh_agent_state_commits_total", [], snapshot.state.commits)
+        writer.family(
+            "mesh_agent_state_failures", .counter, "How often this process could not write the state.")
+        writer.sample("mesh_agent_state_failures_total", [], snapshot.state.failures)
+        writer.family("mesh_agent_state_bytes", .gauge, "Size of the file that holds the state, in bytes.")
+        writer.sample("mesh_agent_state_bytes", [], snapshot.state.bytes)
     }
 
     private func encodeProcess(_ process: MetricsSnapshot.Process, _ writer: inout MetricsWriter) {

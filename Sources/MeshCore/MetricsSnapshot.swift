@@ -15,6 +15,13 @@ public struct MetricsHistogram: Equatable, Sendable {
         buckets = [UInt64](repeating: 0, count: bounds.count + 1)
     }
 
+    /// Takes over what was recorded before; false if there are not as many buckets.
+    public mutating func restore(sum: UInt64, buckets: [UInt64]) -> Bool {
+        guard buckets.count == self.buckets.count else { return false }
+        (self.sum, self.buckets) = (sum, buckets)
+        return true
+    }
+
     /// An empty histogram for `mesh_breaker_reaction_seconds`: 50 µs to 100 ms.
     public static var breakerReaction: MetricsHistogram {
         MetricsHistogram(bounds: [
@@ -119,6 +126,21 @@ public struct MetricsSnapshot: Sendable {
         public init() {}
     }
 
+    /// What is to be known of the state that outlives the agent.
+    public struct State: Equatable, Sendable {
+        /// Whether it is kept.
+        public var isKept = false
+        /// How many commits this process has made.
+        public var commits: UInt64 = 0
+        /// How often this process could not write it.
+        public var failures: UInt64 = 0
+        /// How many bytes its file has.
+        public var bytes: UInt64 = 0
+
+        /// One that is not kept.
+        public init() {}
+    }
+
     /// What the kernel says about the agent's process.
     public struct Process: Equatable, Sendable {
         /// CPU time used, user and system, in nanoseconds.
@@ -168,6 +190,10 @@ public struct MetricsSnapshot: Sendable {
     public var leaseAge: UInt64 = 0
     /// System calls that the agent's own filter refused.
     public var refusedCalls: UInt64 = 0
+    /// Whether all that is enforced outlives the agent.
+    public var isPinned = false
+    /// The state that outlives the agent.
+    public var state = State()
     /// The agent's process.
     public var process = Process()
 

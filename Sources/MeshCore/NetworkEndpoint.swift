@@ -17,6 +17,12 @@ public struct Network: Hashable, Sendable, CustomStringConvertible {
         self.init(address: address, bits: 128)
     }
 
+    /// A network from its address and how many bits count, from 0 to 128; nil if there are others set.
+    public init?(_ address: IPAddress, bits: Int) {
+        guard (0...128).contains(bits), address.masked(to: bits) == address else { return nil }
+        self.init(address: address, bits: bits)
+    }
+
     /// Parses `10.0.0.0/8`, `fd00::/64`, or a single address, which is a network of all its bits.
     ///
     /// - Throws: `AddressError`, also if bits past the prefix are set; it then names the network that

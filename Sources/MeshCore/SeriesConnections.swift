@@ -46,6 +46,7 @@ public struct ConnectionTable: Sendable {
     private var index: SeriesIndex
     /// Per row: the counters, the count of each bucket (not cumulative), the sum in nanoseconds.
     private var values: [UInt64] = []
+    private var dirty = DirtyRows()
 
     /// An empty table.
     ///
@@ -63,6 +64,9 @@ public struct ConnectionTable: Sendable {
     /// How many samples were recorded in another row than their own, because there were too many.
     public var dropped: UInt64 { index.folded }
 
+    /// Takes over `dropped` from before.
+    public mutating func restore(dropped: UInt64) { index.folded = dropped }
+
     /// Records what a sample of any kind says about its connection, which belongs to the workload with the
     /// given index.
     public mutating func record(_ sample: Sample, workload: UInt32) {
@@ -74,7 +78,8 @@ public struct ConnectionTable: Sendable {
     public mutating func record(_ sample: Sample, workload: UInt32, _ hint: inout SeriesHint) {
         let key = SeriesKey(service: sample.service, workload: workload, role: sample.role)
         let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key, &hint)
-        if isNew { values.append(contentsOf: repeatElement(0, count: stride)) }
+        if isNew { addRow() }
+        dirty.mark(row)
         let base = row * stride
         // Signed: a sample may take back what another told too much (mesh_abi.h).
         values.withUnsafeMutableBufferPointer { values in
@@ -102,6 +107,11 @@ public struct ConnectionTable: Sendable {
         case .request, .bytes:
             break
         }
+    }
+
+    private mutating func addRow() {
+        values.append(contentsOf: repeatElement(0, count: stride))
+        dirty.append()
     }
 
     /// The row of a key, if it has one.
@@ -137,6 +147,31 @@ public struct ConnectionTable: Sendable {
         }
         guard kept.count < keys.count else { return }
         values = kept.flatMap { old[$0 * stride..<($0 + 1) * stride] }
+        dirty.reset(count: kept.count)
+    }
+
+    /// Adds the rows that have changed since the last time, or all of them.
+    public mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        let (keys, stride) = (index.keys, stride)
+        values.withUnsafeBufferPointer { values in
+            scope.forEach(&dirty) { row in
+                writer.connections(
+                    keys[row], UnsafeBufferPointer(rebasing: values[row * stride..<(row + 1) * stride]))
+            }
+        }
+    }
+
+    /// Gives a row the counters, buckets and sum that it had in a table with these bounds; false if that
+    /// cannot be. Where these are other bounds than this table's, only the counters are taken.
+    public mutating func restore(_ key: SeriesKey, _ saved: StateValues, bounds: [UInt64]) -> Bool {
+        guard let saved = saved.expanded(to: ConnectionTable.counters + bounds.count + 2) else {
+            return false
+        }
+        let (row, isNew) = index.restore(key)
+        if isNew { addRow() }
+        let taken = bounds == self.bounds ? saved : Array(saved.prefix(ConnectionTable.counters))
+        values.replaceSubrange(row * stride..<row * stride + taken.count, with: taken)
+        return true
     }
 
     private static let counters = Counter.allCases.count

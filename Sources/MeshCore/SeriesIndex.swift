@@ -20,7 +20,7 @@ struct SeriesIndex: Sendable {
     /// The key of each row.
     private(set) var keys: [SeriesKey] = []
     /// How many samples were recorded under another series than their own.
-    private(set) var folded: UInt64 = 0
+    var folded: UInt64 = 0
     let maxSeries: Int
     /// Row numbers plus one at the places that their keys hash to; 0 is free. The count is a power of two,
     /// and at least a quarter is free.
@@ -43,6 +43,11 @@ struct SeriesIndex: Sendable {
         if let row = find(key) { return (row, false) }
         if keys.count < maxSeries { return (add(key), true) }
         return fold(key)
+    }
+
+    /// The row of a key that had one before, however many there are, and whether it is new.
+    mutating func restore(_ key: SeriesKey) -> (row: Int, isNew: Bool) {
+        find(key).map { ($0, false) } ?? (add(key), true)
     }
 
     /// The same with a hint, which is then of this key.

@@ -26,6 +26,7 @@ public struct SeriesTable: Sendable {
     private var values: [UInt64] = []
     /// Per row and bucket: high and low half of a trace ID (0: no exemplar), duration, wall time.
     private var exemplars: [Exemplar] = []
+    private var dirty = DirtyRows()
 
     private struct Exemplar {
         var high: UInt64 = 0
@@ -55,6 +56,9 @@ public struct SeriesTable: Sendable {
     /// How many samples were recorded under another series than their own, because there were too many.
     public var dropped: UInt64 { index.folded }
 
+    /// Takes over `dropped` from before.
+    public mutating func restore(dropped: UInt64) { index.folded = dropped }
+
     /// Records a request. `duration` in nanoseconds, `wallTime` (of an exemplar, when the trace ID is
     /// known) in nanoseconds since 1970.
     public mutating func record(_ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64) {
@@ -66,10 +70,8 @@ public struct SeriesTable: Sendable {
         _ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64, _ hint: inout SeriesHint
     ) {
         let (row, isNew) = index.row(of: key, &hint)
-        if isNew {
-            values.append(contentsOf: repeatElement(0, count: stride))
-            exemplars.append(contentsOf: repeatElement(Exemplar(), count: bounds.count + 1))
-        }
+        if isNew { addRow() }
+        dirty.mark(row)
         let bucket = histogramBucket(of: duration, in: bounds)
         let base = row * stride
         values.withUnsafeMutableBufferPointer { values in
@@ -80,6 +82,12 @@ public struct SeriesTable: Sendable {
             exemplars[row * (bounds.count + 1) + bucket] = Exemplar(
                 high: traceID.high, low: traceID.low, duration: duration, wallTime: wallTime)
         }
+    }
+
+    private mutating func addRow() {
+        values.append(contentsOf: repeatElement(0, count: stride))
+        exemplars.append(contentsOf: repeatElement(Exemplar(), count: bounds.count + 1))
+        dirty.append()
     }
 
     /// Records a sample if it is a request, of the workload with the given index; `wallTime` in
@@ -126,6 +134,27 @@ public struct SeriesTable: Sendable {
         let buckets = bounds.count + 1
         values = kept.flatMap { values[$0 * stride..<($0 + 1) * stride] }
         exemplars = kept.flatMap { exemplars[$0 * buckets..<($0 + 1) * buckets] }
+        dirty.reset(count: kept.count)
+    }
+
+    /// Adds the rows that have changed since the last time, or all of them. Exemplars are not kept.
+    public mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        let (keys, stride) = (index.keys, stride)
+        values.withUnsafeBufferPointer { values in
+            scope.forEach(&dirty) { row in
+                writer.requests(
+                    keys[row], UnsafeBufferPointer(rebasing: values[row * stride..<(row + 1) * stride]))
+            }
+        }
+    }
+
+    /// Gives a series the sum and buckets that it had in a table with the same bounds; false if that cannot be.
+    public mutating func restore(_ key: SeriesKey, _ saved: StateValues) -> Bool {
+        guard let saved = saved.expanded(to: stride) else { return false }
+        let (row, isNew) = index.restore(key)
+        if isNew { addRow() }
+        values.replaceSubrange(row * stride..<(row + 1) * stride, with: saved)
+        return true
     }
 
     private var stride: Int { bounds.count + 2 }

@@ -6,7 +6,7 @@
 /// running slot and the 19 before it, so at least 19/20 of its length and never more than all of it.
 /// Within that the counts are exact. A time that lies before the newest one seen counts as the newest,
 /// because records of several CPUs may arrive a little out of order.
-public struct SlidingWindow: Sendable {
+public struct SlidingWindow: Equatable, Sendable {
     /// How many slots a window has.
     public static let slotCount = 20
 
@@ -32,14 +32,14 @@ public struct SlidingWindow: Sendable {
 
     private let width: UInt64
     /// Narrow, because there are as many windows as services: no slot sees 2^32 requests.
-    private struct Slot {
+    private struct Slot: Equatable {
         var requests: UInt32 = 0
         var failures: UInt32 = 0
         var slow: UInt32 = 0
     }
     private var slots = [Slot](repeating: Slot(), count: SlidingWindow.slotCount)
     /// The running slot's number since time 0; its place is this modulo `slotCount`.
-    private var slot: UInt64 = 0
+    private(set) var slot: UInt64 = 0
     private var slotEnd: UInt64
 
     /// An empty window of `length` nanoseconds. This is the only time that it allocates.
@@ -48,6 +48,42 @@ public struct SlidingWindow: Sendable {
         // Rounded down, so that the slots together never hold more than the length.
         width = max(1, length / UInt64(SlidingWindow.slotCount))
         slotEnd = width
+    }
+
+    /// How many words `save` writes.
+    static let savedWords = slotCount * 3 / 2
+
+    /// Writes the slots: requests and failures of each in one word, then the slow calls of two in one.
+    func save(to words: UnsafeMutablePointer<UInt64>) {
+        slots.withUnsafeBufferPointer { slots in
+            for place in 0..<SlidingWindow.slotCount {
+                words[place] = UInt64(slots[place].requests) | UInt64(slots[place].failures) << 32
+            }
+            for pair in 0..<SlidingWindow.slotCount / 2 {
+                words[SlidingWindow.slotCount + pair] =
+                    UInt64(slots[2 * pair].slow) | UInt64(slots[2 * pair + 1].slow) << 32
+            }
+        }
+    }
+
+    /// A window of `length` nanoseconds as it was in the slot of number `slot`, from what `save` wrote; nil if
+    /// that cannot be.
+    init?(length: UInt64, slot: UInt64, saved words: [UInt64]) {
+        self.init(length: length)
+        let (end, overflow) = slot.addingReportingOverflow(1)
+        guard words.count == SlidingWindow.savedWords, !overflow else { return nil }
+        self.slot = slot
+        let (time, isPast) = end.multipliedReportingOverflow(by: width)
+        slotEnd = isPast ? .max : time
+        for place in slots.indices {
+            let slow = words[SlidingWindow.slotCount + place / 2] >> UInt64(place % 2 * 32)
+            slots[place] = Slot(
+                requests: UInt32(truncatingIfNeeded: words[place]), failures: UInt32(words[place] >> 32),
+                slow: UInt32(truncatingIfNeeded: slow))
+            counts.requests += UInt64(slots[place].requests)
+            counts.failures += UInt64(slots[place].failures)
+            counts.slow += UInt64(slots[place].slow)
+        }
     }
 
     /// Forgets what is older than the window at `now`.

@@ -17,6 +17,8 @@ public struct WorkloadTable: Sendable {
     /// Since when the indices without a cgroup have been without one.
     private var idleSince: [UInt32: UInt64] = [:]
     private var free: [UInt32] = []
+    /// The cgroups that were added since the table was last saved.
+    private var added: [UInt64] = []
 
     /// A table that knows only `other`. `limit` is how many names it may hold.
     public init(limit: Int) {
@@ -41,6 +43,7 @@ public struct WorkloadTable: Sendable {
         indexByCgroup[id] = index
         users[Int(index)] += 1
         idleSince[index] = nil
+        added.append(id)
         return index
     }
 
@@ -69,6 +72,61 @@ public struct WorkloadTable: Sendable {
             idleSince[index] = nil
             free.append(index)
             generation += 1
+        }
+    }
+
+    /// Adds what has come since the last time, or all that there is. What has gone takes all of it to tell.
+    public mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+        switch scope {
+        case .changes:
+            for id in added {
+                guard let index = indexByCgroup[id] else { continue }
+                writer.append(.workload(index: index, name: names[Int(index)]))
+                writer.append(.cgroup(id: id, index: index))
+            }
+        case .everything:
+            for (index, name) in names.enumerated() where !name.isEmpty {
+                writer.append(.workload(index: UInt32(index), name: name))
+            }
+            for (id, index) in indexByCgroup { writer.append(.cgroup(id: id, index: index)) }
+        }
+        added = []
+    }
+
+    /// Gives an index the name that it had. False if it cannot have it. Call `restored` after the last one.
+    public mutating func restore(index: UInt32, name: String) -> Bool {
+        if index == SeriesKey.otherWorkload { return name == names[0] }
+        guard index < limit, !name.isEmpty, indexByName[name].map({ $0 == index }) ?? true else {
+            return false
+        }
+        while names.count <= Int(index) {
+            names.append("")
+            users.append(0)
+        }
+        guard names[Int(index)].isEmpty || names[Int(index)] == name else { return false }
+        names[Int(index)] = name
+        indexByName[name] = index
+        return true
+    }
+
+    /// Gives a cgroup the index that it had, whose name was restored before. False if it has none.
+    public mutating func restore(cgroup id: UInt64, index: UInt32) -> Bool {
+        guard Int(index) < names.count, !names[Int(index)].isEmpty,
+            indexByCgroup[id].map({ $0 == index }) ?? true
+        else { return false }
+        if indexByCgroup.updateValue(index, forKey: id) == nil { users[Int(index)] += 1 }
+        return true
+    }
+
+    /// Ends restoring: indices without a name are free, those without a cgroup idle since `now` (monotonic
+    /// nanoseconds).
+    public mutating func restored(at now: UInt64) {
+        for index in names.indices.dropFirst() {
+            if names[index].isEmpty {
+                free.append(UInt32(index))
+            } else if users[index] == 0 {
+                idleSince[UInt32(index)] = now
+            }
         }
     }
 

@@ -111,6 +111,20 @@ public struct ProcessHandle: ~Copyable, Sendable {
         file = FileDescriptor(owning: opened)
     }
 
+    /// When a process began, in monotonic nanoseconds, to a hundredth of a second; nil if there is none.
+    public static func began(pid: UInt32) -> UInt64? {
+        guard let text = try? readText("/proc/\(pid)/stat"),
+            let ticks = ProcessStatistics.startTicks(stat: text)
+        else { return nil }
+        // The kernel counts it from boot with the time asleep, and the monotonic clock without.
+        var sinceBoot = timespec()
+        clock_gettime(CLOCK_BOOTTIME, &sinceBoot)
+        let asleep =
+            UInt64(sinceBoot.tv_sec) * 1_000_000_000 + UInt64(sinceBoot.tv_nsec) &- MonotonicClock.now()
+        let began = ticks * (1_000_000_000 / UInt64(sysconf(Int32(_SC_CLK_TCK))))
+        return began > asleep ? began - asleep : 0
+    }
+
     /// Readable once the process has exited.
     public var descriptor: Int32 { file.descriptor }
 

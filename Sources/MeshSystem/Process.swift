@@ -45,6 +45,13 @@ public struct ProcessStatistics: Equatable, Sendable {
         return Double(boot) + Double(ticks) / Double(sysconf(Int32(_SC_CLK_TCK)))
     }
 
+    /// When a process started, in clock ticks since boot: with its ID, that tells it from all others.
+    public static func startTicks(pid: Int32) throws(SystemError) -> UInt64 {
+        let path = "/proc/\(pid)/stat"
+        guard let ticks = startTicks(stat: try readText(path)) else { throw malformed(path) }
+        return ticks
+    }
+
     /// Field 22 of /proc/PID/stat: when the process started, in clock ticks since boot.
     static func startTicks(stat: String) -> UInt64? {
         // The second field is the program's name in parentheses, which may hold anything.
@@ -186,6 +193,24 @@ public struct Mount: Equatable, Sendable {
                 hint: "mount it: mount -t cgroup2 none /sys/fs/cgroup")
         }
         return point
+    }
+
+    /// Makes sure that the file system of eBPF pins is mounted at its place, /sys/fs/bpf.
+    public static func ensureBPF() throws(SystemError) {
+        let point = "/sys/fs/bpf"
+        if try isBPF(point) { return }
+        guard mount("bpf", point, "bpf", 0, "mode=0700") == 0 else {
+            throw SystemError(
+                "mount", "the bpf file system", hint: "mount it at boot: mount -t bpf bpf \(point)")
+        }
+    }
+
+    /// Whether a path lies in a bpf file system.
+    /// - Throws: `ENOENT` if there is nothing at that path.
+    public static func isBPF(_ path: String) throws(SystemError) -> Bool {
+        var status = statfs()
+        guard statfs(path, &status) == 0 else { throw SystemError("look at", path) }
+        return status.f_type == 0xcafe_4a11  // BPF_FS_MAGIC
     }
 
     /// Whether a path lies in a cgroup2 file system.

@@ -82,7 +82,8 @@ public struct Listener: ~Copyable, Sendable {
     }
 
     /// Listens on a path that only this user and root reach: the directory is made with mode 0700 if it is
-    /// missing, the socket has mode 0600. A socket that a dead process left is taken over.
+    /// missing, the socket has mode 0600. A socket that a dead process left is taken over. Of two agents that start
+    /// together, the `FileLock` beside the socket lets one come so far.
     /// - Throws: `EADDRINUSE` when someone answers at that path, `EEXIST` when something that is no
     ///   socket lies there, `EACCES` or `ELOOP` when others could put a socket of their own there.
     public static func unix(path: String, backlog: Int32 = 128) throws(SystemError) -> Listener {
@@ -90,10 +91,6 @@ public struct Listener: ~Copyable, Sendable {
         guard var name = SocketAddress(path: path) else { throw SocketAddress.badPath(operation, path) }
         let directory = try SocketDirectory.open(directory(of: path))
         let file = path.split(separator: "/", omittingEmptySubsequences: false).last.map(String.init) ?? path
-        // Of two agents that start together, the second must find the first one's socket alive. A file of
-        // our own: whoever may read the directory could hold a lock on that for ever.
-        let lock = try lockFile(directory, file + ".lock", path)
-        _ = retrying { flock(lock.descriptor, LOCK_EX) }
         try removeStaleSocket(path, directory, file, operation)
 
         let socket = try makeSocket(AF_UNIX, operation, path, nonBlocking: true)
@@ -110,16 +107,6 @@ public struct Listener: ~Copyable, Sendable {
             throw error
         }
         return Listener(socket, address: path, port: 0, path: path, inode: status.st_ino)
-    }
-
-    private static func lockFile(
-        _ directory: borrowing FileDescriptor, _ name: String, _ path: String
-    ) throws(SystemError) -> FileDescriptor {
-        let opened = retrying {
-            openat(directory.descriptor, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o600)
-        }
-        guard opened >= 0 else { throw SystemError("lock", path + ".lock") }
-        return FileDescriptor(owning: opened)
     }
 
     /// The next waiting connection, non-blocking and closed on exec; nil when none waits.
@@ -166,11 +153,6 @@ public struct Listener: ~Copyable, Sendable {
         throw SystemError(
             operation, path, errno: EADDRINUSE, reason: "another agent answers at \(path)",
             hint: "stop it first, or choose another path")
-    }
-
-    private static func directory(of path: String) -> String {
-        guard let slash = path.lastIndex(of: "/") else { return "." }
-        return slash == path.startIndex ? "/" : String(path[..<slash])
     }
 }
 

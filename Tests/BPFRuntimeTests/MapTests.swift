@@ -244,6 +244,81 @@ import Testing
         #expect(seen == [16, 17, 18, 19])
     }
 
+    @Test func whatIsNotReleasedIsReadAgain() throws {
+        let map = try Self.ring()
+        let writer = try Self.writer(to: map, size: 8)
+        do {
+            var first = try RingBuffer(map)
+            for length in 14..<20 { try writer.run(packetBytes: length) }
+            #expect(first.values(limit: 2) == [14, 15])
+            #expect(first.heldBytes == 2 * 16 && first.pendingBytes == 4 * 16)
+            first.release()
+            #expect(first.heldBytes == 0)
+            #expect(first.values(limit: 3) == [16, 17, 18])
+        }
+        var second = try RingBuffer(map)
+        #expect(second.values() == [16, 17, 18, 19])
+    }
+
+    @Test func onlyWhatIsReleasedMakesRoom() throws {
+        let map = try Self.ring()
+        let writer = try Self.writer(to: map, size: 8)
+        var ring = try RingBuffer(map)
+        while try writer.run(packetBytes: 14) == 0 {}
+        let held = ring.values().count
+        #expect(try writer.run(packetBytes: 14) != 0)
+        #expect(ring.heldBytes == held * 16)
+        ring.release()
+        #expect(try writer.run(packetBytes: 15) == 0)
+        #expect(ring.values() == [15])
+    }
+
+    /// As after a SIGKILL: what was counted comes no more, what breakers saw is not shown to them again.
+    @Test func aReaderGoesOnWhereTheCommitSays() throws {
+        let map = try Self.ring()
+        let writer = try Self.writer(to: map, size: 8)
+        let discarder = try Self.discarder(to: map)
+        var commit: (position: UInt64, shown: UInt64) = (0, 0)
+        do {
+            var first = try RingBuffer(map)
+            for length in 14..<18 { try writer.run(packetBytes: length) }
+            _ = try discarder.run(packetBytes: 64)
+            for length in 18..<22 { try writer.run(packetBytes: length) }
+            #expect(first.shown(to: 19) == Array(14..<20))
+            #expect(first.values(limit: 3) == [14, 15, 16])
+            commit = (first.position, first.shownPosition)
+            // After the commit, and lost with the process.
+            _ = first.values(limit: 1)
+            _ = first.shown()
+        }
+        var second = try RingBuffer(map)
+        let found = second.resume(at: commit.position, shown: commit.shown)
+        #expect(found?.shown == 3 && found?.unknown == 0)
+        #expect(second.shown() == [20, 21])
+        #expect(second.values() == [17, 18, 19, 20, 21])
+        #expect(second.heldBytes == 5 * 16 + 24)
+
+        // A state that is older than what the kernel was told.
+        second.release()
+        try writer.run(packetBytes: 30)
+        var third = try RingBuffer(map)
+        let late = third.resume(at: commit.position, shown: commit.shown)
+        #expect(late?.shown == 0 && late?.unknown == 5 * 16 + 24)
+        #expect(third.shown() == [30])
+        #expect(third.values() == [30])
+
+        // States that cannot be this ring buffer's.
+        var fourth = try RingBuffer(map)
+        let position = fourth.position
+        for (counted, shown) in [
+            (position + 32, position + 32), (position, position + 32), (position + 8, position),
+        ] {
+            let found = fourth.resume(at: counted, shown: shown)
+            #expect(found == nil)
+        }
+        #expect(fourth.values() == [30], "nothing was done")
+    }
+
     /// A writer on another thread, and a reader that sleeps whenever there is nothing: were one wake-up
     /// lost, the reader would wait for ever.
     @Test func noWakeUpIsLost() throws {
@@ -292,12 +367,33 @@ import Testing
 }
 
 extension RingBuffer {
-    /// Takes the records that wait, up to a limit.
+    /// Takes the records that wait, up to a limit, and gives their room back.
     @discardableResult
     fileprivate mutating func consume(limit: Int = .max, _ body: (UnsafeRawBufferPointer) -> Void) -> Int {
-        consumeWhile(limit: limit) { record in
+        defer { release() }
+        return consumeWhile(limit: limit) { record in
             body(record)
             return true
         }
+    }
+
+    /// What is handed out now, up to a limit; it is not released.
+    fileprivate mutating func values(limit: Int = .max) -> [UInt64] {
+        var values: [UInt64] = []
+        consumeWhile(limit: limit) { record in
+            values.append(record.loadUnaligned(as: UInt64.self))
+            return true
+        }
+        return values
+    }
+
+    /// What is shown now, up to a value.
+    fileprivate mutating func shown(to last: UInt64 = .max) -> [UInt64] {
+        var values: [UInt64] = []
+        peekWhile { record in
+            values.append(record.loadUnaligned(as: UInt64.self))
+            return values.last != last
+        }
+        return values
     }
 }

@@ -7,6 +7,12 @@ import Testing
 @testable import MeshAgent
 @testable import MeshCore
 
+/// A machine without a cgroup: every workload is unknown.
+private final class NoCgroups: CgroupTree {
+    func isCgroup(_ id: UInt64) -> Bool { false }
+    func path(ofCgroup id: UInt64) -> String? { nil }
+}
+
 @Suite(.serialized) struct RecordFuzzTests {
     @Test func records() throws {
         var configuration = Configuration()
@@ -16,7 +22,7 @@ import Testing
         var book = BreakerBook(share: 1)
         _ = book.configure((1...4).map { ($0, policy) }, share: 1, at: 1)
         var intake = Intake(
-            workloads: WorkloadDirectory(root: "/nowhere"), breakers: book, traffic: Traffic(configuration))
+            workloads: WorkloadDirectory(NoCgroups()), breakers: book, traffic: Traffic(configuration))
         _ = intake.services.configure((1...4).map { Configuration.Service(name: "s\($0)", endpoints: []) })
         intake.isFollowed = true
         var inputs: UInt64 = 0
@@ -41,7 +47,7 @@ import Testing
                     + "\(announced) announcements")
             try holds(intake.traffic.requests.count <= 8000, "\(intake.traffic.requests.count) series")
             try holds(intake.services.labels.count <= Int(MESH_MAX_SERVICES), "a label for each number")
-            if inputs % 4096 == 0 { intake.sweep(at: inputs) }
+            if inputs % 4096 == 0 { _ = intake.sweep(at: inputs) }
             return intake.received > before
         }
         var encoder = MetricsEncoder()

@@ -47,8 +47,8 @@ import Testing
         (
             "meshctl ",
             [
-                "status", "services", "breaker", "flows", "trace", "top", "events", "doctor", "completion",
-                "help",
+                "status", "services", "breaker", "flows", "trace", "top", "events", "cleanup", "doctor",
+                "completion", "help",
             ]
         ),
         ("meshctl s", ["status", "services"]),

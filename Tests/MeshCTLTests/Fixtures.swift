@@ -13,6 +13,7 @@ enum Fixture {
          {"name":"connect6","where":"cgroup /","attached":true,"detail":""},
          {"name":"sock_ops","where":"cgroup /","attached":true,"detail":""}],
          "interfaces":[{"name":"lo","mode":"tcx"},{"name":"eth0","mode":"clsact"}],
+         "pins":{"directory":"/sys/fs/bpf/mesh-agent","error":null,"takeover":true},
          "lease":{"seconds":10.0,"age_seconds":0.4,"valid":true},
          "services":{"configured":3,"discovered":12,"discovery_limit":1000},
          "breakers":{"enforce":2,"observe":1,"open":0,"half_open":0,"overridden":0,"open_limit":1,"held_closed":0,"unenforced_requests":0},
@@ -29,7 +30,8 @@ enum Fixture {
          "cgroup":"/","hooks":[
          {"name":"connect4","where":"cgroup /","attached":true,"detail":""},
          {"name":"connect6","where":"cgroup /","attached":false,"detail":"operation not permitted"}],
-         "interfaces":[],"lease":{"seconds":10.0,"age_seconds":14.2,"valid":false},
+         "interfaces":[],"pins":{"directory":null,"error":"cannot mount the bpf file system: operation not permitted","takeover":false},
+         "lease":{"seconds":10.0,"age_seconds":14.2,"valid":false},
          "services":{"configured":3,"discovered":1000,"discovery_limit":1000},
          "breakers":{"enforce":2,"observe":1,"open":1,"half_open":0,"overridden":1,"open_limit":1,"held_closed":1,"unenforced_requests":2},
          "connections_active":128,"samples":{"received":1234567,"lost":[{"stage":"ring","count":31},{"stage":"storage","count":0}]},

@@ -16,6 +16,7 @@ import Testing
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
+            pins         /sys/fs/bpf/mesh-agent, taken over from an earlier agent
             lease        valid, renewed 0.4s ago, lasts 10s
             services     3 configured, 12 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 0 open, 0 half_open (at most 1), 0 overridden
@@ -37,6 +38,7 @@ import Testing
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
+            pins         /sys/fs/bpf/mesh-agent, taken over from an earlier agent
             lease        valid, renewed 0.4s ago, lasts 10s
             services     3 configured, 12 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 0 open, 0 half_open (at most 1), 0 overridden
@@ -67,6 +69,7 @@ import Testing
             config       /etc/mesh-agent/config.json, loaded 2026-01-01 23:51:05Z
             hooks        1 of 2 attached: connect4
             interfaces   none
+            pins         none
             lease        EXPIRED, renewed 14s ago, lasts 10s
             services     3 configured, 1,000 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 1 open, 0 half_open (at most 1), 1 overridden
@@ -75,11 +78,14 @@ import Testing
             series       20,000 of 20,000, 7 dropped
             stamps       sent 0, no room 0, out of scope 0; received 0, out of scope 0
 
-            10 problems
+            11 problems
             ! The lease is over: the kernel admits everything, whatever automatic breakers say.
               The agent is stopped or starved. See its log and its CPU limit, and whether pid 1234 runs.
             ! Hook connect6 is not attached at cgroup /: operation not permitted
               What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent.
+            ! Not everything is pinned: cannot mount the bpf file system: operation not permitted
+              All works, but what is enforced ends when the agent does. Mount the bpf file system at /sys/fs/bpf where the agent can
+              write to it, then restart the agent.
             ! The last reload was refused: /etc/mesh-agent/config.json:7: services[0].breaker.openFor: "5" needs a unit
               The configuration loaded at 2026-01-01 23:51:05Z is still in force. Correct the file, then: kill -HUP 1234
             ! 1 system call refused to the agent: a fault in it, or somebody else's code.
@@ -362,7 +368,7 @@ import Testing
         (
             120,
             """
-            mesh-agent 0.1.0 up 3h13m  10 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
+            mesh-agent 0.1.0 up 3h13m  11 problems: meshctl status  lease EXPIRED  1 open  0 half_open  128 connections
 
             SERVICE                                 ROLE       RATE  ERRORS     P50     P90     P99  REJECTED/S  BREAKER
             payments                                client   1.2k/s   12.3%   1.2ms  34.8ms   250ms           -  open
@@ -382,7 +388,7 @@ import Testing
         (
             80,
             """
-            mesh-agent 0.1.0 up 3h13m  10 problems: meshctl status  lease EXPIRED  1 open
+            mesh-agent 0.1.0 up 3h13m  11 problems: meshctl status  lease EXPIRED  1 open
 
             SERVICE             ROLE       RATE  ERRORS     P50     P99  BREAKER
             payments            client   1.2k/s   12.3%   1.2ms   250ms  open

@@ -53,6 +53,9 @@ struct MetricsTests {
         snapshot.samplesLost = [("ring", 1), ("storage", 0)]
         snapshot.leaseAge = 400_000_000
         snapshot.refusedCalls = 16
+        snapshot.isPinned = true
+        snapshot.state.isKept = true
+        (snapshot.state.commits, snapshot.state.failures, snapshot.state.bytes) = (8, 1, 4096)
         snapshot.process.cpuTime = 1_230_000_000
         snapshot.process.residentMemory = 12_345_678
         snapshot.process.virtualMemory = 99_000_000
@@ -153,6 +156,11 @@ struct MetricsTests {
         "mesh_agent_series_dropped_total 0", "mesh_agent_over_discovery_limit_total 0",
         "mesh_agent_lease_age_seconds 0.4",
         "mesh_agent_refused_calls_total 16",
+        "mesh_agent_pinned 1",
+        "mesh_agent_state_kept 1",
+        "mesh_agent_state_commits_total 8",
+        "mesh_agent_state_failures_total 1",
+        "mesh_agent_state_bytes 4096",
         "process_cpu_seconds_total 1.23",
         "process_resident_memory_bytes 12345678",
         "process_virtual_memory_bytes 99000000",
@@ -171,7 +179,9 @@ struct MetricsTests {
         "mesh_agent_samples_lost_total counter", "mesh_agent_series_dropped_total counter",
         "mesh_agent_over_discovery_limit_total counter",
         "mesh_agent_lease_age_seconds gauge", "mesh_agent_refused_calls_total counter",
-        "process_cpu_seconds_total counter",
+        "mesh_agent_pinned gauge", "mesh_agent_state_kept gauge",
+        "mesh_agent_state_commits_total counter", "mesh_agent_state_failures_total counter",
+        "mesh_agent_state_bytes gauge", "process_cpu_seconds_total counter",
         "process_resident_memory_bytes gauge", "process_virtual_memory_bytes gauge", "process_open_fds gauge",
         "process_max_fds gauge", "process_start_time_seconds gauge",
     ]

@@ -2,11 +2,13 @@
 /metrics, the control API and meshctl, and stopped with a check that nothing of it is left."""
 
 import functools
+import glob
 import gzip
 import http.client
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -104,6 +106,8 @@ class Agent:
         self.cgroup = cgroup or world.host.scratch
         self.environment = {**os.environ, **(environment or {})}
         self.arguments, self.capabilities = list(arguments), capabilities
+        # Words before the command, and before those that confine it.
+        self.prefix = []
         self.program = binary("mesh-agent", "MESH_AGENT")
         self.config_path = self.directory / "config.json"
         control = self.directory / "control"
@@ -111,6 +115,7 @@ class Agent:
         self.control = str(control / "control.sock")
         self.log_path = self.directory / "agent.log"
         self.process = None
+        self.killed = False
         self.write(config)
 
     def settings(self, config):
@@ -121,11 +126,21 @@ class Agent:
 
     # Life
 
+    # What was attached before the first agent of a control socket, which those that take over leave too.
+    _before = {}
+
     def launch(self):
         """Starts the process without waiting for it."""
-        self.before = self.attachments()
+        if not self.pins():
+            self._before[self.control] = self.attachments()
+        self.before = self._before[self.control]
+        return self.spawn()
+
+    def spawn(self, **environment):
+        """The same, with no look at what is attached."""
         self.log = open(self.log_path, "ab")
         self.process = self.world.near.popen(
+            *self.prefix,
             *self.confinement(),
             self.program,
             "run",
@@ -139,7 +154,7 @@ class Agent:
             cgroup=self.world.host.home,
             stdout=self.log,
             stderr=self.log,
-            env=self.environment,
+            env={**self.environment, **environment},
         )
         return self
 
@@ -192,13 +207,29 @@ class Agent:
 
     def kill(self):
         self.signal(signal.SIGKILL)
-        self.process.wait(scaled(15))
+        self.ended(-signal.SIGKILL)
+
+    def ended(self, code):
+        """Waits for an end that leaves everything as it was: a killed agent's, or one's with `--keep`."""
+        assert self.process.wait(scaled(15)) == code, self.log_path.read_text()
         self.log.close()
         self.process = None
+        self.killed = True
+
+    def cleanup(self):
+        """Removes what a killed agent left."""
+        if self.pins():
+            self.meshctl("cleanup")
+        assert self.attachments() == self.before, "left behind after the cleanup"
+
+    def pins(self):
+        """The directory of this agent's pins, if there is one."""
+        name = re.sub("[^A-Za-z0-9-]", "_", self.control)
+        return next(iter(glob.glob(f"/sys/fs/bpf/mesh-agent/{name}_????????")), None)
 
     def attachments(self):
-        """What of the agent's is attached: its programs in the cgroup and on this world's devices."""
-        found = []
+        """What of the agent's is attached: its programs in the cgroup and on this world's devices, and pins."""
+        found = [f"pins: {self.pins()}"] if self.pins() else []
         tree = json.loads(run("bpftool", "-j", "cgroup", "tree", self.cgroup.directory).stdout.strip() or "[]")
         for directory in tree:
             found += [
@@ -388,10 +419,19 @@ class Agents:
                 failures.append(
                     f"the agent ended by itself, code {made.process.returncode}: {made.log_path.read_text()}"
                 )
+                made.killed = True
                 continue
             try:
                 made.stop()
             except BaseException as error:
                 made.process and made.process.kill()
+                made.killed = True
                 failures.append(str(error))
+        # Only now: an agent that was killed may have had a successor.
+        for made in self._started:
+            if made.killed:
+                try:
+                    made.cleanup()
+                except BaseException as error:
+                    failures.append(str(error))
         assert not failures, failures

@@ -6,13 +6,16 @@
  *
  * Addresses are 16 bytes, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2). Ports are host order. Times
  * are CLOCK_MONOTONIC nanoseconds, as bpf_ktime_get_ns() gives them. Structs are padded by hand.
+ *
+ * The maps outlive the agent, and the next one goes on with them if its version is theirs. So what
+ * only the kernel side keeps in them (bpf/maps.h) is part of the version too.
  */
 #ifndef MESH_ABI_H
 #define MESH_ABI_H
 
 #include <stdint.h>
 
-#define MESH_ABI_VERSION 2
+#define MESH_ABI_VERSION 3
 
 /* Services are numbered from 1; 0 is `other`, what lies past the discovery cap. */
 #define MESH_SERVICE_OTHER 0
@@ -207,14 +210,20 @@ struct mesh_attempts {
 	uint64_t pad[7];
 };
 
-/* The single value of the `.data.control` map: what the agent tells all programs. */
+/*
+ * The single value of the `.data.control` map: what the agent tells all programs. The first three
+ * fields keep their places in every version: an agent looks at them before it knows the version.
+ */
 struct mesh_control {
-	uint64_t lease_until_ns;   /* past it, automatic breakers admit everything */
-	uint64_t next_look_ns;	   /* the reader looks by itself then; until then nobody wakes it */
-	uint32_t enforcing;	   /* how many breakers may reject now; 0: tc passes all at once */
-	uint32_t flows_wanted;	   /* not 0: samples carry addresses (struct mesh_flow) */
-	uint32_t stamping;	   /* not 0: outgoing SYNs are stamped */
-	uint32_t agent_tgid;	   /* the agent's own connections are exempt */
+	uint32_t abi_version;	 /* MESH_ABI_VERSION of whoever made the maps */
+	uint32_t next_service;	 /* the ID that the next configured service gets */
+	uint64_t instance;	 /* random, made with the maps: tells which state belongs to them */
+	uint64_t lease_until_ns; /* past it, automatic breakers admit everything */
+	uint64_t next_look_ns;	 /* the reader looks by itself then; until then nobody wakes it */
+	uint32_t enforcing;	 /* how many breakers may reject now; 0: tc passes all at once */
+	uint32_t flows_wanted;	 /* not 0: samples carry addresses (struct mesh_flow) */
+	uint32_t stamping;	 /* not 0: outgoing SYNs are stamped */
+	uint32_t agent_tgid;	 /* the agent's own connections are exempt */
 	uint32_t first_discovered; /* the first service ID that the kernel may give */
 	uint32_t max_discovered;   /* how many it may give */
 	uint32_t discovered;	   /* how many it gave (the kernel writes this) */
@@ -260,7 +269,7 @@ _Static_assert(sizeof(struct mesh_prefix) == 24, "mesh_prefix");
 _Static_assert(sizeof(struct mesh_network) == 20, "mesh_network");
 _Static_assert(sizeof(struct mesh_breaker) == 64, "mesh_breaker");
 _Static_assert(sizeof(struct mesh_attempts) == 128, "mesh_attempts");
-_Static_assert(sizeof(struct mesh_control) == 48, "mesh_control");
+_Static_assert(sizeof(struct mesh_control) == 64, "mesh_control");
 _Static_assert(sizeof(struct mesh_connection_entry) == 104, "mesh_connection_entry");
 
 #endif

@@ -14,6 +14,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/mount.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -56,6 +57,17 @@ MESH_ATOMICS(32)
 MESH_ATOMICS(64)
 #undef MESH_ATOMICS
 
+/* Atomic with what programs do to the same number. */
+static inline uint64_t mesh_exchange_u64(void *at, uint64_t value)
+{
+	return __atomic_exchange_n((uint64_t *)at, value, __ATOMIC_ACQ_REL);
+}
+
+static inline void mesh_add_u64(void *at, uint64_t value)
+{
+	__atomic_fetch_add((uint64_t *)at, value, __ATOMIC_ACQ_REL);
+}
+
 /* A full barrier between what was written before and what is read after. */
 static inline void mesh_full_barrier(void)
 {
@@ -73,6 +85,10 @@ int mesh_pidfd_open(int32_t pid);
 int mesh_open_place(int directory, const char *name);
 /* unshare(CLONE_NEWNET): the calling thread gets a network namespace of its own. */
 int mesh_unshare_network(void);
+/* setns(CLONE_NEWNET): the calling thread goes into the network namespace of that descriptor. */
+int mesh_enter_network(int descriptor);
+/* renameat2(RENAME_EXCHANGE): two paths change places, in one step. */
+int mesh_exchange_paths(const char *one, const char *other);
 /* Returns an errno value. */
 int mesh_set_thread_name(const char *name);
 /* Gives the calling thread a slice in nanoseconds (Linux 6.12; older ones ignore it) and a nice
