@@ -150,11 +150,13 @@ def test_the_life_of_a_package(machine, packages):
     restarted(pid)
     machine.run("rm", "-r", f"/run/systemd/system/{UNIT}.d")
 
-    # An upgrade takes over, and keeps what the administrator wrote.
+    # An upgrade takes over, and keeps what the administrator wrote. The clean-up waits for a stop for good.
     pid = main_pid()
     install(second)
     assert main_pid() != pid
     assert is_running()["services"]["configured"] == 1
+    assert machine.service("mesh-agent-cleanup.service", "ActiveState") == "active"
+    assert machine.run("journalctl", "--unit", "mesh-agent-cleanup.service").count("Stop") == 0
     assert machine.run("dpkg-query", "--show", "--showformat=${Version}", "mesh-agent") == "2.0"
 
     # Whoever disabled it finds it disabled after the next upgrade.
