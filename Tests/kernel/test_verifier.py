@@ -16,7 +16,10 @@ def processed(pid):
     """The instructions that the verifier processed for each program that a process holds open."""
     found = {}
     for path in glob.glob(f"/proc/{pid}/fdinfo/*"):
-        text = pathlib.Path(path).read_text()
+        try:
+            text = pathlib.Path(path).read_text()
+        except FileNotFoundError:
+            continue  # closed meanwhile: the agent goes on with its work
         count = re.search(r"^verified_insns:\s*(\d+)$", text, re.MULTILINE)
         if count:
             number = re.search(r"^prog_id:\s*(\d+)$", text, re.MULTILINE).group(1)
