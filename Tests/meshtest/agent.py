@@ -162,7 +162,11 @@ class Agent:
         """The words before a command that confine it."""
         if self.capabilities is None:
             return []
-        writable = [os.path.dirname(self.control), *(["/sys/fs/bpf"] if os.path.isdir("/sys/fs/bpf") else [])]
+        # The agent makes its control socket's directory, if need be, in one that is there.
+        place = pathlib.Path(self.control).parent
+        while not os.path.exists(place):
+            place = place.parent
+        writable = [place, *(["/sys/fs/bpf"] if os.path.isdir("/sys/fs/bpf") else [])]
         return [native("confine"), f"{self.capabilities:x}", *writable, "--"]
 
     def start(self, timeout=20.0):
