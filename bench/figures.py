@@ -36,7 +36,7 @@ def shown(value, unit=""):
     """A figure for people: four significant digits, thousands apart, with its unit."""
     if value is None:
         return "-"
-    if value == int(value) and abs(value) < 1e15:
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
         text = f"{int(value):,}"
     elif abs(value) >= 1000:
         text = f"{value:,.0f}"

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import tempfile
 
-from meshtest.agent import Agent
+from meshtest.agent import CAPABILITIES, Agent
 from meshtest.host import World, need, run
 
 from . import BUILD, ROOT
 
 NATIVE = ROOT / "bench" / "native"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+CAP_SYS_NICE = 1 << 23
 LIBRARIES = ["-lpthread", "-lm", "-l:libbpf.a", "-l:libelf.a", "-l:libz.a"]
 
 
@@ -23,7 +24,11 @@ class BenchError(Exception):
 
 
 class StagedAgent(Agent):
-    """The tests' agent as a block: it is stopped, and has left nothing, at the block's end."""
+    """The tests' agent as a block: it is stopped, and has left nothing, at the block's end. Beside what those of the
+    tests may, it may raise its priority, as it may where it is installed."""
+
+    def __init__(self, *words, **options):
+        super().__init__(*words, **{"capabilities": CAPABILITIES | CAP_SYS_NICE, **options})
 
     def __enter__(self):
         return self
@@ -47,7 +52,9 @@ class Stage:
     def __init__(self, host):
         self.host = host
         self._closing = contextlib.ExitStack()
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="mesh-bench-"))
+        # In memory, as /run is on a node: the agent's state lies beside its control socket.
+        place = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="mesh-bench-", dir=place))
         self._closing.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self._agents = 0
 
