@@ -446,12 +446,26 @@ def fill(path):
             pass
 
 
-def test_a_full_disk_for_the_state(start_agent, world, tmp_path):
-    """The agent goes on, says so once, enforces, and recovers."""
-    agent = start_agent({**config(service(), service("second", 9002)), **LEASE}, start=False)
+@contextlib.contextmanager
+def small_disk(agent):
+    """Puts the directory of an agent's control socket on a disk of 256 kB, which is there as long as the block lasts;
+    the agent ends with it."""
     directory = pathlib.Path(agent.control).parent
     run("mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", directory)
     try:
+        yield directory
+    finally:
+        if agent.process:
+            agent.kill()
+        agent.killed and agent.cleanup()
+        agent.killed = False
+        run("umount", directory)
+
+
+def test_a_full_disk_for_the_state(start_agent, world, tmp_path):
+    """The agent goes on, says so once, enforces, and recovers."""
+    agent = start_agent({**config(service(), service("second", 9002)), **LEASE}, start=False)
+    with small_disk(agent) as directory:
         agent.start()
         kept = lambda: agent.metrics().value("mesh_agent_state_kept")
         client, server = world.pair("lo4", 9001)
@@ -486,20 +500,12 @@ def test_a_full_disk_for_the_state(start_agent, world, tmp_path):
         exchange(client, server)
         pages_agree(agent, "web", sent[0] + 1)
         agent.stop()
-    finally:
-        if agent.process:
-            agent.kill()
-        agent.killed and agent.cleanup()
-        agent.killed = False
-        run("umount", directory)
 
 
 def test_killed_while_the_disk_is_full(start_agent, world):
     """The state is older than what was counted: the next agent says so, and what is enforced is enforced."""
     agent = start_agent({**config(service(), service("second", 9002)), **LEASE}, start=False)
-    directory = pathlib.Path(agent.control).parent
-    run("mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs", directory)
-    try:
+    with small_disk(agent) as directory:
         agent.start()
         client, server = world.pair("lo4", 9001)
         exchange(client, server)
@@ -528,9 +534,3 @@ def test_killed_while_the_disk_is_full(start_agent, world):
         short = [line for line in agent.logs() if "counts are short" in line["message"]]
         assert len(short) == 1 and short[0]["bytes_of_samples"] > 0
         agent.stop()
-    finally:
-        if agent.process:
-            agent.kill()
-        agent.killed and agent.cleanup()
-        agent.killed = False
-        run("umount", directory)

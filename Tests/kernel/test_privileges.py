@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from meshtest.agent import CAPABILITIES, binary, native
+from meshtest.agent import CAPABILITIES, binary
 from meshtest.host import poll, run
+from meshtest.native import native
 from meshtest.policies import config, service
 from meshtest.traffic import exchange
 

@@ -25,7 +25,7 @@ from machine import Died, boot
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from meshtest.agent import native  # noqa: E402
+from meshtest.native import native  # noqa: E402
 
 # Emulation takes ten to fifty times longer than the processor; what waits for the network does not.
 TIME_SCALE = "20"

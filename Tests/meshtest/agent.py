@@ -1,7 +1,6 @@
 """The agent under test: started in a namespace with a configuration of the test's, watched through
 /metrics, the control API and meshctl, and stopped with a check that nothing of it is left."""
 
-import functools
 import glob
 import gzip
 import http.client
@@ -15,8 +14,9 @@ import subprocess
 import time
 import urllib.parse
 
-from .host import need, poll, run, scaled
+from .host import poll, run, scaled
 from .metrics import parse_openmetrics, parse_text
+from .native import native
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PORT = 9464
@@ -34,23 +34,6 @@ def binary(name, variable):
         if path.exists():
             return str(path)
     raise AssertionError(f"{name} is not built: run `make build`, or set {variable}")
-
-
-@functools.cache
-def native(name, *more):
-    """The program made of meshtest/NAME.c and other sources."""
-    made = ROOT / ".build" / "tests" / name
-    sources = [ROOT / "Tests" / "meshtest" / f"{name}.c", *(ROOT / path for path in more)]
-    # Other kernels' machines find it made: there the compiler takes long, and .build is read-only.
-    if made.exists() and made.stat().st_mtime > max(source.stat().st_mtime for source in sources):
-        return str(made)
-    made.parent.mkdir(parents=True, exist_ok=True)
-    fresh = made.with_suffix(f".{os.getpid()}")
-    include = ROOT / "Sources/CMeshSystem/include"
-    run(need("clang"), "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{include}", "-o", fresh, *sources)
-    # Another run of the tests may be executing the old one.
-    os.replace(fresh, made)
-    return str(made)
 
 
 class _ControlConnection(http.client.HTTPConnection):

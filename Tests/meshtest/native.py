@@ -17,17 +17,18 @@ def inputs(short):
     return int(os.environ.get("INPUTS", short))
 
 
-def native(name):
-    """The path of Tests/native/NAME.c, compiled."""
+def native(name, *more):
+    """The path of Tests/native/NAME.c, compiled, with other sources of the project."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    source, built = SOURCES / f"{name}.c", BUILD / name
-    newest = max(path.stat().st_mtime for path in SOURCES.glob("*.[ch]"))
+    built, others = BUILD / name, [ROOT / path for path in more]
+    newest = max(path.stat().st_mtime for path in [*SOURCES.glob("*.[ch]"), *others])
     if not built.exists() or built.stat().st_mtime < newest:
         made = built.with_suffix(f".{os.getpid()}")
         run(
             need("clang"),
             *("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"),
-            *("-I", ROOT / "Sources/CMeshABI/include", "-o", made, source),
+            *("-I", ROOT / "Sources/CMeshABI/include", "-I", ROOT / "Sources/CMeshSystem/include"),
+            *("-o", made, SOURCES / f"{name}.c", *others),
             *("-l:libbpf.a", "-l:libelf.a", "-l:libz.a"),
         )
         made.rename(built)

@@ -122,6 +122,19 @@ static inline void read_corpus(const char *directory)
 	}
 }
 
+/* Takes the seed and the corpus from a command line of `wanted` words, NAME SEED INPUTS CORPUS
+ * first, and returns how many inputs to try. */
+static inline uint64_t begin(int count, char **words, int wanted, const char *usage)
+{
+	if (count != wanted) {
+		fprintf(stderr, "usage: %s\n", usage);
+		exit(2);
+	}
+	seed = strtoull(words[1], NULL, 10);
+	read_corpus(words[3]);
+	return strtoull(words[2], NULL, 10);
+}
+
 /* One of the corpus, with up to `changes` changes and at most `most` bytes. */
 static inline void mutate(struct input *input, uint32_t changes, uint32_t most)
 {

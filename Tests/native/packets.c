@@ -24,13 +24,7 @@ int main(int count, char **words)
 	uint64_t inputs, runs = 0, gso = 0, refused = 0;
 	int fds[PROGRAMS];
 
-	if (count != 5) {
-		fprintf(stderr, "usage: packets SEED INPUTS CORPUS AGENT\n");
-		return 2;
-	}
-	seed = strtoull(words[1], NULL, 10);
-	inputs = strtoull(words[2], NULL, 10);
-	read_corpus(words[3]);
+	inputs = begin(count, words, 5, "packets SEED INPUTS CORPUS AGENT");
 	for (uint32_t i = 0; i < PROGRAMS; i++)
 		fds[i] = program_of(words[4], programs[i].name);
 	for (uint64_t number = 0; number < inputs; number++) {

@@ -152,13 +152,7 @@ int main(int count, char **words)
 	uint64_t inputs;
 	int yes = 1;
 
-	if (count != 4) {
-		fprintf(stderr, "usage: segments SEED INPUTS CORPUS\n");
-		return 2;
-	}
-	seed = strtoull(words[1], NULL, 10);
-	inputs = strtoull(words[2], NULL, 10);
-	read_corpus(words[3]);
+	inputs = begin(count, words, 4, "segments SEED INPUTS CORPUS");
 	open_tun(64);
 	check(fcntl(listener, F_SETFL, O_NONBLOCK), "O_NONBLOCK");
 	/* Urgent bytes are read like all others; connections have that of their listener. */

@@ -394,13 +394,7 @@ int main(int count, char **words)
 	uint64_t inputs;
 	int listener, no = 0;
 
-	if (count != 5) {
-		fprintf(stderr, "usage: stamps SEED INPUTS CORPUS AGENT\n");
-		return 2;
-	}
-	seed = strtoull(words[1], NULL, 10);
-	inputs = strtoull(words[2], NULL, 10);
-	read_corpus(words[3]);
+	inputs = begin(count, words, 5, "stamps SEED INPUTS CORPUS AGENT");
 	stamps = map_of(words[4], "stamps");
 	listener = check(socket(AF_INET6, SOCK_STREAM, 0), "socket");
 	check(setsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof(no)), "IPV6_V6ONLY");
