@@ -89,8 +89,11 @@ class Cgroup:
     def id(self):
         return os.stat(self.directory).st_ino
 
+    def at(self, name):
+        return Cgroup(self.path.rstrip("/") + "/" + name)
+
     def child(self, name):
-        made = Cgroup(self.path.rstrip("/") + "/" + name)
+        made = self.at(name)
         os.mkdir(made.directory)
         return made
 
