@@ -779,12 +779,17 @@ final class KernelSide: CgroupTree {
         return true
     }
 
+    /// The root's: kernfs begins to count with it.
+    private static let rootCgroup: UInt64 = 1
+
     /// The path of the cgroup with that ID, from the root of cgroup2; nil if there is none any more.
     func path(ofCgroup id: UInt64) -> String? {
         guard let bytes = try? BPFLink.iterator(cgroupIterator, overCgroup: id).readIterator() else {
             return nil
         }
-        return bytes.isEmpty ? "/" : String(decoding: bytes, as: UTF8.self)
+        // The root has an empty one, and so has a cgroup that went between being found and being read.
+        if bytes.isEmpty { return id == KernelSide.rootCgroup ? "/" : nil }
+        return String(decoding: bytes, as: UTF8.self)
     }
 
     /// Every tracked connection, in every network namespace.
