@@ -35,7 +35,6 @@ def held(agent):
     found = run("find", pins, "-mindepth", "1").stdout.split()
     links = run("ip", "-n", agent.world.near.name, "-o", "link").stdout.splitlines()
     return {
-        "descriptors": descriptors(agent),
         "pins": sorted(path.removeprefix(pins) for path in found),
         "attached": agent.attachments(),
         "interfaces": sorted(entry["name"] for entry in agent.status()["interfaces"]),
@@ -138,8 +137,9 @@ def test_interfaces_and_namespaces_come_and_go(start_agent, world, tc):
         paced(count, step)
         poll(lambda: held(agent)["links"] == before["links"], 30, 0.05, "the interfaces are gone")
         agent.expect(lambda: held(agent), before, timeout=10)
+        poll(lambda: descriptors(agent) <= opened, what="its descriptors are closed")
 
-    before = held(agent)
+    before, opened = held(agent), descriptors(agent)
     agent.override("cut", "open")
     with steadily(ask, attempt), Requests(pairs, 0.02) as requests:
         churn(CHURN // 4)
@@ -210,9 +210,9 @@ def test_cgroups_come_and_go(start_agent, world, host, limit):
         exchanged[0] += 1
         time.sleep(0.001)
 
-    before, names = held(agent), [f"churn-{number}" for number in range(CHURN)]
-    # Where there is no room, they stay until they are named, so that each would need some.
-    remain = CHURN // 2 if limit < CHURN else 0
+    before, opened, names = held(agent), descriptors(agent), [f"churn-{number}" for number in range(CHURN)]
+    # The others go at once, named or not.
+    remain = CHURN // 2
     with Server(world.listen("lo4", 9002), http_server()), visitor(world, host.tests, 9002) as visit, steadily(ask):
 
         def step(number):
@@ -231,7 +231,8 @@ def test_cgroups_come_and_go(start_agent, world, host, limit):
     named = {workload: count for workload, count in counted.items() if workload not in ("unknown", "other")}
     assert named.keys() <= paths and set(named.values()) <= {1}
     if limit > CHURN:
-        assert len(named) > 0 and "other" not in counted
+        assert {f"{host.tests.path[1:]}/{name}" for name in names[:remain]} <= named.keys()
+        assert "other" not in counted
         assert agent.metrics().value("mesh_agent_series_dropped_total") == 0
     else:
         series = agent.status()["series"]
@@ -240,6 +241,7 @@ def test_cgroups_come_and_go(start_agent, world, host, limit):
     assert agent.metrics().by(REQUESTS + "_count", "workload", service="web", role="client") == {own: exchanged[0]}
     assert agent.lost() == 0
     agent.expect(lambda: held(agent), before, timeout=10)
+    poll(lambda: descriptors(agent) <= opened, what="its descriptors are closed")
     # Through a restart, names and counts are the same.
     agent.kill()
     agent.start()
