@@ -286,8 +286,7 @@ final class Engine {
                     intake.breakers.restore(service, word, override: found.override(of: service), at: now)
                 }
             } else {
-                kernel.write(.none, service: service)
-                if word.mayReject { enforcing -= 1 }
+                kernel.write(.none, inPlaceOf: word, service: service, enforcing: &enforcing)
             }
         }
     }
@@ -486,11 +485,15 @@ final class Engine {
         // All or nothing.
         var (intake, history, known) = (self.intake, self.history, found)
         var bounds: [UInt64] = []
+        var untold: [BreakerEvent] = []
         try state.replay { row throws(StateLogError) in
             var isGood = true
             switch row {
             case .bounds(let found): bounds = found
-            case .event(let number, let event): isGood = history.restore(event, number: number)
+            case .event(let number, var event):
+                if event.isUntold { untold.append(event) }
+                event.isUntold = false
+                isGood = history.restore(event, number: number)
             case .binding(let pid, let binding): known.bound[pid] = binding
             case .override(let service, let override):
                 known.overrides[service] = override
@@ -510,6 +513,7 @@ final class Engine {
         }
         known.isStateCurrent = place.unknown == 0
         (self.intake, self.history, found) = (intake, history, known)
+        for event in untold { log.write(event) }
         decided = isOfTheseMaps ? place.shown : 0
         shownBefore = isOfTheseMaps ? nil : place.shown
         if bounds != traffic.requests.bounds {
@@ -619,11 +623,8 @@ final class Engine {
     /// Writes a breaker's state to the kernel; false if that has it already.
     private func write(_ slot: Int) -> Bool {
         guard !isCatchingUp, let (old, new) = intake.breakers.wordToWrite(slot) else { return false }
-        let was = old?.mayReject ?? false
-        // The count goes up before and down after, so that tc never misses a rejected request.
-        if new.mayReject && !was { setEnforcing(enforcing + 1) }
-        kernel.write(new, service: intake.breakers.slots[slot].service)
-        if was && !new.mayReject { setEnforcing(enforcing - 1) }
+        kernel.write(
+            new, inPlaceOf: old, service: intake.breakers.slots[slot].service, enforcing: &enforcing)
         return true
     }
 
@@ -797,7 +798,7 @@ final class Engine {
     }
 
     /// What to add to a monotonic time for nanoseconds since 1970.
-    private static func wallOffset() -> UInt64 {
+    static func wallOffset() -> UInt64 {
         let wall = MeshSystem.WallTime.now()
         return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- MonotonicClock.now()
     }
@@ -900,12 +901,4 @@ final class Engine {
         try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
     }
-}
-
-extension BreakerKernelWord {
-    /// Whether it is that of a breaker that is closed and not forced.
-    var isAtEase: Bool { state == .closed && forced == nil }
-
-    /// Whether the kernel may reject an attempt by it, now or when a deadline has passed.
-    var mayReject: Bool { mode == .enforce && (forced == .open || state != .closed) }
 }

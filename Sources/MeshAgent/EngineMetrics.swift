@@ -54,7 +54,7 @@ extension Engine {
 
 extension MetricsSnapshot.Breaker.Attempts {
     /// What the agent counted and what the kernel did.
-    init(admitted: UInt64, _ kernel: KernelAttempts.Point) {
+    init(admitted: UInt64, _ kernel: BreakerAttempts.Point) {
         self.init(
             admitted: admitted, rejected: kernel.rejected, probe: kernel.probe,
             wouldReject: kernel.wouldReject)

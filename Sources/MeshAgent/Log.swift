@@ -174,10 +174,8 @@ public struct Log: Sendable {
         if let to = event.to { fields.append(("to", .string(to.label))) }
         fields += [("reason", .string(event.reason.rawValue)), ("actor", .string(event.actor))]
         if let text = event.text { fields.append(("text", .string(text))) }
-        if let expiry = event.expiresAt {
-            let seconds = Int64(expiry / 1_000_000_000), rest = UInt32(expiry % 1_000_000_000)
-            fields.append(("expires_at", .string(RFC3339.format(seconds: seconds, nanoseconds: rest))))
-        }
+        if let expiry = event.expiresAt { fields.append(("expires_at", .time(expiry))) }
+        if event.isUntold { fields.append(("happened_at", .time(event.time))) }
         let isTrouble = event.to == .open || event.kind == .heldClosed
         let message =
             switch event.kind {

@@ -218,6 +218,11 @@ public func userName(ofUID uid: UInt32) -> String? {
     }
 }
 
+/// Who does something, as histories and logs name them: `root (pid 1234)`.
+public func actorName(uid: UInt32, pid: Int32) -> String {
+    "\(userName(ofUID: uid) ?? "uid \(uid)") (pid \(pid))"
+}
+
 private func makeSocket(
     _ family: Int32, _ operation: String, _ subject: String, nonBlocking: Bool
 ) throws(SystemError) -> FileDescriptor {

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from meshtest.agent import REQUESTS
+from meshtest.agent import REQUESTS, same
 from meshtest.host import poll, run
 from meshtest.policies import config, service
 from meshtest.traffic import GET, Knob, Server, connect_errno, exchange, http_server, receive, response, until_closed
@@ -50,18 +50,6 @@ def committed(agent):
 def restart(agent):
     agent.kill()
     return agent.start()
-
-
-def same(one, other):
-    """Whether two answers of the agent say the same; times may differ by the clocks' last digits."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, str) and isinstance(other, str) and one.endswith("Z") and other.endswith("Z"):
-        one, other = (datetime.datetime.fromisoformat(text[:-1]) for text in (one, other))
-        return abs(one - other) <= datetime.timedelta(milliseconds=5)
-    return one == other
 
 
 def lasting(breaker):
