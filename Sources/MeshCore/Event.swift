@@ -94,6 +94,12 @@ public struct BreakerHistory: Sendable {
         total += 1
     }
 
+    /// The number of the newest event; nil if there is none.
+    public var last: UInt64? {
+        if ring.count < capacity { return ring.last?.number }
+        return ring[Int((total + UInt64(capacity) - 1) % UInt64(capacity))].number
+    }
+
     /// The events that are kept, oldest first.
     public var events: [BreakerEvent] { numbered.map(\.event) }
 
