@@ -58,6 +58,7 @@ final class Engine {
     private(set) var configurationError: String?
     let kernel: KernelSide
     private let shared: SharedState
+    let commands: ControlServer
     private let renderer: Renderer
     private var poller: Poller
     private let signals: SignalDescriptor
@@ -110,12 +111,13 @@ final class Engine {
     init(
         options: AgentOptions, configuration: Configuration, kernel: KernelSide,
         links: consuming LinkMonitor,
-        signals: consuming SignalDescriptor, shared: SharedState, log: Log
+        signals: consuming SignalDescriptor, shared: SharedState, commands: ControlServer, log: Log
     ) throws(SystemError) {
         self.options = options
         self.configuration = configuration
         self.log = log
         self.shared = shared
+        self.commands = commands
         self.signals = signals
         self.links = links
         startedAt = .now()
@@ -324,6 +326,22 @@ final class Engine {
         refusedCalls = refused.count
     }
 
+    /// Somebody may have removed the control socket or the state: both are made anew.
+    private func lookAtFiles() {
+        journal?.look()
+        switch commands.look() {
+        case .same: break
+        case .renewed:
+            log.write(
+                .warning, "the control socket was removed, and is made anew",
+                ["control": .string(options.control)])
+        case .lost(let error):
+            log.write(
+                .error, "the control socket was removed: meshctl finds no agent",
+                ["error": .string(error.description)])
+        }
+    }
+
     private func waitTime(_ now: UInt64) -> UInt64 {
         let due = min(
             intake.breakers.nextDeadline, lastHeartbeat + heartbeatInterval, looks.next ?? .max)
@@ -357,6 +375,7 @@ final class Engine {
             ServiceManager.tell(.alive)
             tellRefusedCalls()
             dropGoneFollowers()
+            lookAtFiles()
         }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now

@@ -31,6 +31,8 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.overDiscoveryLimit = counters[.overCap]
+        snapshot.logLinesDropped = log.linesDropped
+        snapshot.isControlListening = commands.isListening
         snapshot.isPinned = kernel.pinError == nil
         if let journal {
             snapshot.state.isKept = journal.error == nil

@@ -39,6 +39,13 @@ public struct Listener: ~Copyable, Sendable {
         if lstat(path, &status) == 0, status.st_ino == inode { unlink(path) }
     }
 
+    /// Whether clients that go by the path come here: nobody has removed it, or put something else there.
+    public var isInPlace: Bool {
+        guard let path else { return true }
+        var status = stat()
+        return lstat(path, &status) == 0 && status.st_ino == inode
+    }
+
     /// Readable while a connection waits to be accepted.
     public var descriptor: Int32 { socket.descriptor }
 
