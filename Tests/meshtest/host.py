@@ -7,6 +7,7 @@ import glob
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -66,6 +67,13 @@ def cgroup_mount():
     raise AssertionError("no cgroup2 is mounted")
 
 
+def fill(path):
+    """Takes what room there is."""
+    with open(path, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"." * 4096):
+            pass
+
+
 class Cgroup:
     """A cgroup2 directory; `path` is relative to the mount and begins with a slash."""
 
@@ -99,8 +107,10 @@ class Cgroup:
             file.write(str(pid))
 
     def pids(self):
-        with open(self.procs) as file:
-            return [int(line) for line in file]
+        """The processes in it; of a threaded cgroup, which tells of no processes, the threads."""
+        directory = pathlib.Path(self.directory)
+        threaded = (directory / "cgroup.type").read_text().strip() == "threaded" if self.path != "/" else False
+        return [int(line) for line in (directory / f"cgroup.{'threads' if threaded else 'procs'}").open()]
 
     def remove(self):
         """Ends what still runs inside and removes the directory with all below it."""
