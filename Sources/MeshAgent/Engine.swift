@@ -58,6 +58,7 @@ final class Engine {
     private(set) var configurationError: String?
     let kernel: KernelSide
     private let shared: SharedState
+    let commands: ControlServer
     private let renderer: Renderer
     private var poller: Poller
     private let signals: SignalDescriptor
@@ -110,12 +111,13 @@ final class Engine {
     init(
         options: AgentOptions, configuration: Configuration, kernel: KernelSide,
         links: consuming LinkMonitor,
-        signals: consuming SignalDescriptor, shared: SharedState, log: Log
+        signals: consuming SignalDescriptor, shared: SharedState, commands: ControlServer, log: Log
     ) throws(SystemError) {
         self.options = options
         self.configuration = configuration
         self.log = log
         self.shared = shared
+        self.commands = commands
         self.signals = signals
         self.links = links
         startedAt = .now()
@@ -295,8 +297,7 @@ final class Engine {
                     intake.breakers.restore(service, word, override: found.override(of: service), at: now)
                 }
             } else {
-                kernel.write(.none, service: service)
-                if word.mayReject { enforcing -= 1 }
+                kernel.write(.none, inPlaceOf: word, service: service, enforcing: &enforcing)
             }
         }
     }
@@ -323,6 +324,22 @@ final class Engine {
             .warning, "system calls were refused to the agent: a fault in it, or somebody else's code",
             ["calls": .integer(refused.count - refusedCalls), "last": .integer(refused.last)])
         refusedCalls = refused.count
+    }
+
+    /// Somebody may have removed the control socket or the state: both are made anew.
+    private func lookAtFiles() {
+        journal?.look()
+        switch commands.look() {
+        case .same: break
+        case .renewed:
+            log.write(
+                .warning, "the control socket was removed, and is made anew",
+                ["control": .string(options.control)])
+        case .lost(let error):
+            log.write(
+                .error, "the control socket was removed: meshctl finds no agent",
+                ["error": .string(error.description)])
+        }
     }
 
     private func waitTime(_ now: UInt64) -> UInt64 {
@@ -358,6 +375,7 @@ final class Engine {
             ServiceManager.tell(.alive)
             tellRefusedCalls()
             dropGoneFollowers()
+            lookAtFiles()
         }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
@@ -505,11 +523,15 @@ final class Engine {
         // All or nothing.
         var (intake, history, known) = (self.intake, self.history, found)
         var bounds: [UInt64] = []
+        var untold: [BreakerEvent] = []
         try state.replay { row throws(StateLogError) in
             var isGood = true
             switch row {
             case .bounds(let found): bounds = found
-            case .event(let number, let event): isGood = history.restore(event, number: number)
+            case .event(let number, var event):
+                if event.isUntold { untold.append(event) }
+                event.isUntold = false
+                isGood = history.restore(event, number: number)
             case .binding(let pid, let binding): known.bound[pid] = binding
             case .override(let service, let override):
                 known.overrides[service] = override
@@ -529,6 +551,7 @@ final class Engine {
         }
         known.isStateCurrent = place.unknown == 0
         (self.intake, self.history, found) = (intake, history, known)
+        for event in untold { log.write(event) }
         decided = isOfTheseMaps ? place.shown : 0
         shownBefore = isOfTheseMaps ? nil : place.shown
         if bounds != traffic.requests.bounds {
@@ -638,11 +661,8 @@ final class Engine {
     /// Writes a breaker's state to the kernel; false if that has it already.
     private func write(_ slot: Int) -> Bool {
         guard !isCatchingUp, let (old, new) = intake.breakers.wordToWrite(slot) else { return false }
-        let was = old?.mayReject ?? false
-        // The count goes up before and down after, so that tc never misses a rejected request.
-        if new.mayReject && !was { setEnforcing(enforcing + 1) }
-        kernel.write(new, service: intake.breakers.slots[slot].service)
-        if was && !new.mayReject { setEnforcing(enforcing - 1) }
+        kernel.write(
+            new, inPlaceOf: old, service: intake.breakers.slots[slot].service, enforcing: &enforcing)
         return true
     }
 
@@ -818,7 +838,7 @@ final class Engine {
     }
 
     /// What to add to a monotonic time for nanoseconds since 1970.
-    private static func wallOffset() -> UInt64 {
+    static func wallOffset() -> UInt64 {
         let wall = MeshSystem.WallTime.now()
         return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- MonotonicClock.now()
     }
@@ -921,12 +941,4 @@ final class Engine {
         try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
     }
-}
-
-extension BreakerKernelWord {
-    /// Whether it is that of a breaker that is closed and not forced.
-    var isAtEase: Bool { state == .closed && forced == nil }
-
-    /// Whether the kernel may reject an attempt by it, now or when a deadline has passed.
-    var mayReject: Bool { mode == .enforce && (forced == .open || state != .closed) }
 }

@@ -4,9 +4,8 @@ import MeshCore
 
 /// The most recent events of all services, and of each.
 struct History {
-    /// How many events are kept in all, and per service.
+    /// How many events are kept in all.
     private static let limit = 1000
-    private static let perServiceLimit = 50
 
     private var all = BreakerHistory(capacity: limit)
     private var byService: [String: BreakerHistory] = [:]
@@ -28,7 +27,7 @@ struct History {
 
     private mutating func insert(_ event: BreakerEvent, number: UInt64) {
         all.append(event, number: number)
-        byService[event.service, default: BreakerHistory(capacity: History.perServiceLimit)]
+        byService[event.service, default: BreakerHistory(capacity: BreakerHistory.perService)]
             .append(event, number: number)
         next = number + 1
     }

@@ -71,6 +71,14 @@ final class Journal {
     /// The next commit is of all rows: some are there no more.
     func rewrite() { file = nil }
 
+    /// Looks whether the next agent will find the file. If somebody has removed it, all is written anew.
+    func look() {
+        guard file?.isAtPath == false else { return }
+        file = nil
+        log.write(
+            .warning, "the state was removed, and is written anew", ["file": .string(path)])
+    }
+
     /// Writes what has changed, or all of it where the file is to be written anew.
     /// - Parameters:
     ///   - scope: What of it. Where that is what decisions have changed, the place up to which records are counted

@@ -34,6 +34,8 @@ public struct BreakerEvent: Equatable, Sendable {
     public var text: String?
     /// When the override ends by itself.
     public var expiresAt: UInt64?
+    /// It happened where no agent ran, so it is in no log as yet: the next agent sees to that.
+    public var isUntold = false
 
     /// The actor of what happens by itself.
     public static let agent = "agent"
@@ -66,6 +68,9 @@ public struct BreakerEvent: Equatable, Sendable {
 
 /// The latest events, oldest first, in memory that does not grow past its capacity.
 public struct BreakerHistory: Sendable {
+    /// How many events of each service are kept.
+    public static let perService = 50
+
     /// How many events are kept.
     public let capacity: Int
     /// How many events there ever were.

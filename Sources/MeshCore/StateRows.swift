@@ -418,6 +418,7 @@ public struct StateWriter: ~Copyable {
                 UInt64(BreakerEvent.Kind.allCases.firstIndex(of: event.kind)!) | StateCode.of(event.from) << 8
                 | StateCode.of(event.to) << 16 | StateCode.of(event.reason) << 24
                 | (event.text == nil ? 0 : 1) << 32 | (event.expiresAt == nil ? 0 : 1) << 33
+                | (event.isUntold ? 1 : 0) << 34
             rare(
                 .event, [number, event.time, change, event.expiresAt ?? 0], event.service, event.actor,
                 event.text ?? "")
@@ -556,7 +557,7 @@ extension BreakerEvent {
     fileprivate init?(_ reader: inout StateReader) {
         guard let time = reader.next(), let change = reader.next(), let expiresAt = reader.next(),
             let service = reader.string(), let actor = reader.string(), let text = reader.string(),
-            change & 0xff < BreakerEvent.Kind.allCases.count, change >> 34 == 0,
+            change & 0xff < BreakerEvent.Kind.allCases.count, change >> 35 == 0,
             let from = StateCode.state(change >> 8), let to = StateCode.state(change >> 16),
             let reason = StateCode.reason(change >> 24), let reason
         else { return nil }
@@ -564,5 +565,6 @@ extension BreakerEvent {
             time: time, kind: BreakerEvent.Kind.allCases[Int(change & 0xff)], service: service, from: from,
             to: to, reason: reason, actor: actor, text: change >> 32 & 1 == 1 ? text : nil,
             expiresAt: change >> 33 & 1 == 1 ? expiresAt : nil)
+        isUntold = change >> 34 & 1 == 1
     }
 }

@@ -57,6 +57,12 @@ public struct StateFile: ~Copyable {
         self.isInPlace = isInPlace
     }
 
+    /// Whether it is what lies at its path: nobody has removed it, or put another there.
+    public var isAtPath: Bool {
+        var (ours, there) = (stat(), stat())
+        return fstat(file.descriptor, &ours) == 0 && lstat(path, &there) == 0 && ours.st_ino == there.st_ino
+    }
+
     /// Adds bytes at the end, all of them or none.
     public mutating func append(_ bytes: UnsafeRawBufferPointer) throws(SystemError) {
         try write(bytes, beyond: 0)

@@ -78,7 +78,14 @@ private let everyKind: [StateRow] = [
             time: 1, kind: .override, service: "payments", from: .closed, to: .open, reason: .override,
             actor: "root", text: "", expiresAt: 5)),
     .event(number: .max, BreakerEvent(time: 0, kind: .heldClosed, service: "", reason: .failureRate)),
+    .event(number: 7, untold()),
 ]
+
+private func untold() -> BreakerEvent {
+    var event = BreakerEvent(time: 1, kind: .overrideEnd, service: "a", reason: .override)
+    event.isUntold = true
+    return event
+}
 
 private func values(_ count: Int) -> StateValues {
     StateValues((0..<count).map { $0 % 3 == 1 ? 0 : UInt64.max - UInt64($0) })
