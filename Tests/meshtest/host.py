@@ -8,7 +8,6 @@ import glob
 import itertools
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
