@@ -79,6 +79,9 @@ final class Engine {
     /// What an earlier agent left, until the configuration is applied to it.
     private var inherited: Inheritance?
     private var stopping = false
+    /// The configuration is being read; and it is to be read once more then, because it was asked for meanwhile.
+    private var isLoading = false
+    private var loadsAgain = false
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
@@ -403,6 +406,7 @@ final class Engine {
                 case .rendered:
                     isRendering = false
                     render()
+                case .loaded(let result): loaded(result)
                 }
             }
         case Token.links.rawValue:
@@ -855,13 +859,41 @@ final class Engine {
 
     // MARK: - Configuration
 
+    /// Has the configuration read, on a thread of its own: decisions do not wait for a disk, for ten thousand
+    /// services to be parsed, or for a file that somebody is writing.
     private func reload() {
         guard let path = options.configuration else {
             log.write(.warning, "nothing to reload: the agent was started without --config")
             return
         }
+        if isLoading {
+            loadsAgain = true
+            return
+        }
+        isLoading = true
+        let mailbox = shared.mailbox
+        do throws(SystemError) {
+            _ = try MeshSystem.Thread.spawn(name: "reload") {
+                let result = Result { () throws(ConfigurationFailure) in try loadConfiguration(path) }
+                mailbox.post(.loaded(result))
+            }
+        } catch {
+            isLoading = false
+            failedToReload(error)
+        }
+    }
+
+    /// Puts a configuration that was read into force.
+    private func loaded(_ result: Result<Configuration, ConfigurationFailure>) {
+        isLoading = false
+        defer {
+            if loadsAgain {
+                loadsAgain = false
+                reload()
+            }
+        }
         do {
-            let fresh = try loadConfiguration(path)
+            let fresh = try result.get()
             if fresh.listen != configuration.listen || fresh.cgroup != configuration.cgroup {
                 log.write(.warning, "\"listen\" and \"cgroup\" change only with a restart; kept as they were")
             }
@@ -875,14 +907,22 @@ final class Engine {
             configurationError = nil
             log.write(
                 .info, "configuration reloaded",
-                ["path": .string(path), "services": .integer(services.configuredCount)])
+                [
+                    "path": .string(options.configuration ?? ""),
+                    "services": .integer(services.configuredCount),
+                ])
             Heap.trim()
         } catch {
-            configurationError = "\(error)"
-            for line in configurationError!.split(separator: "\n") {
-                log.write(
-                    .error, "configuration not reloaded, the old one stays", ["error": .string(String(line))])
-            }
+            failedToReload(error)
+        }
+    }
+
+    private func failedToReload(_ error: any Error) {
+        let text = "\(error)"
+        configurationError = text
+        for line in text.split(separator: "\n") {
+            log.write(
+                .error, "configuration not reloaded, the old one stays", ["error": .string(String(line))])
         }
     }
 

@@ -294,6 +294,13 @@ final class HTTPServerEngine: @unchecked Sendable {
                 response.headers.append(("Content-Encoding", "gzip"))
             }
         }
+        if response.body.count > outputLimit {
+            // It would be cut off at once, by itself.
+            let text =
+                "The answer has \(response.body.count >> 20) MiB, and the server sends \(outputLimit >> 20) MiB at "
+                + "most" + (response.compressible ? ": ask for it with `Accept-Encoding: gzip`." : ".")
+            response = services[connection.service].errorResponse(response.compressible ? 406 : 500, text)
+        }
         connection.output.append(
             response.encodedHead(
                 keepAlive: exchange.keepsAlive && !connection.isClosing, minorVersion: exchange.minorVersion,

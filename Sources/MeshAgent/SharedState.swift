@@ -1,4 +1,5 @@
 // What the server's thread may know of the engine without asking it: whether it is ready and alive.
+import MeshCore
 import MeshSystem
 import Synchronization
 
@@ -8,6 +9,8 @@ enum EngineMessage: Sendable {
     case ask(HTTPExchange, @Sendable (Engine, HTTPExchange) -> HTTPReply)
     /// The renderer has nothing to do any more.
     case rendered
+    /// The configuration was read again.
+    case loaded(Result<Configuration, ConfigurationFailure>)
 }
 
 /// State that threads share with the engine.

@@ -101,6 +101,7 @@ func httpReasonPhrase(_ status: Int) -> String {
     case 403: "Forbidden"
     case 404: "Not Found"
     case 405: "Method Not Allowed"
+    case 406: "Not Acceptable"
     case 408: "Request Timeout"
     case 409: "Conflict"
     case 413: "Content Too Large"

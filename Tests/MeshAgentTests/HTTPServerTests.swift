@@ -303,6 +303,19 @@ private func milliseconds(_ count: UInt64) -> UInt64 { count * 1_000_000 }
         #expect(try slow[2].read(count: HTTPTestServer.large.count).count == HTTPTestServer.large.count)
     }
 
+    @Test func anAnswerThatIsTooLongSaysSo() throws {
+        let test = try HTTPTestServer(outputLimit: 5 << 20)
+        let client = try test.client()
+        let plain = try client.get("/repetitive")
+        #expect(plain.status == 406)
+        #expect(
+            String(decoding: plain.body, as: UTF8.self).contains(
+                "has 8 MiB, and the server sends 5 MiB at most: ask for it with `Accept-Encoding: gzip`"))
+        #expect(try client.get("/repetitive", headers: "Accept-Encoding: gzip\r\n").status == 200)
+        #expect(try client.get("/large").status == 500)
+        #expect(try client.get("/hello").status == 200)
+    }
+
     @Test(arguments: [
         ("", ""), ("\r\n", ""), ("GET /hel", "408"), ("GET /hello HTTP/1.1\r\nHost: h\r\nA", "408"),
         ("PUT /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nhalf", "408"),

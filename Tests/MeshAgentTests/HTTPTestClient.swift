@@ -207,6 +207,12 @@ final class HTTPTestServer: Sendable {
         let exchanges = exchanges
         router.add("GET", "/hello") { _ in .respond(.text("hello")) }
         router.add("GET", "/large") { _ in .respond(HTTPResponse(body: Self.large)) }
+        router.add("GET", "/repetitive") { _ in
+            .respond(
+                HTTPResponse(
+                    contentType: "text/plain", body: [UInt8](repeating: 120, count: 8 << 20),
+                    compressible: true))
+        }
         router.add("GET", "/compressible") { _ in
             .respond(
                 HTTPResponse(contentType: "text/plain", body: Array(Self.large[..<10000]), compressible: true)
