@@ -79,9 +79,9 @@ final class KernelSide: CgroupTree {
     private(set) var replaced: ReplacedMaps?
     /// Of those, the ones of which nothing could be kept.
     private(set) var notKept: [String] = []
-    /// The pins and marks that this agent wants, so that the others can go.
     private let pinLock: FileDescriptor?
-    private var wantedLinks: Set<String> = []
+    /// The pins and marks that this agent wants, so that the others can go; nil once they went.
+    private var wantedLinks: Set<String>? = []
     private let netns = NetworkNamespace.current
     private let filterHandle: UInt32
     private let tcIngress: BPFProgram
@@ -340,7 +340,7 @@ final class KernelSide: CgroupTree {
     ) throws(SystemError) -> Attachment {
         guard let pins else { return Attachment(try make(program)) }
         let path = pins.link(program.name, place)
-        wantedLinks.insert(path)
+        wantedLinks?.insert(path)
         if let link = try BPFLink.pinned(at: path) {
             do {
                 try link.update(program)
@@ -365,11 +365,11 @@ final class KernelSide: CgroupTree {
     /// gone, or not configured any more.
     /// - Returns: What could not be removed.
     func sweep() -> [SystemError] {
-        guard let pins else { return [] }
+        guard let pins, let wanted = wantedLinks.take() else { return [] }
         var failures: [SystemError] = []
         pins.removeSpare()
         pins.removeOtherPrograms()
-        for link in pins.links where !wantedLinks.contains(link) {
+        for link in pins.links where !wanted.contains(link) {
             do throws(SystemError) { try pins.remove(link: link) } catch { failures.append(error) }
         }
         return failures
@@ -439,12 +439,12 @@ final class KernelSide: CgroupTree {
         defer { StartStep.reached("interface-attached") }
         let place = PinPlace(netns: netns, interface: link.index)
         if !forceClsact {
+            var links: [Attachment] = []
             do {
-                var links = [
+                links.append(
                     try attach(tcEgress, at: place) { program throws(SystemError) in
                         try BPFLink.tcx(program, interface: link.index, .egress)
-                    }
-                ]
+                    })
                 // Only the host's end of a pod's veth sees a local client's packets come in.
                 if link.kind == "veth" {
                     links.append(
@@ -454,6 +454,8 @@ final class KernelSide: CgroupTree {
                 }
                 return InterfaceAttachment(link, links: links)
             } catch {
+                // Half an attachment is none, and its pin would outlive the interface.
+                for link in links { link.remove() }
                 guard error.errno == EINVAL else { throw error }
             }
         }
@@ -463,9 +465,10 @@ final class KernelSide: CgroupTree {
     /// Attaches with filters. The marks come before what they stand for, so that nothing is ever left without.
     private func filter(_ link: Link, _ place: PinPlace) throws(SystemError) -> InterfaceAttachment {
         let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
+        let isFirst = !marks.contains(where: exists)
         var mayOwn = false
         if let mark = marks.first, let qdisc = marks.last {
-            wantedLinks.formUnion(marks)
+            wantedLinks?.formUnion(marks)
             mayOwn = exists(qdisc)
             do throws(SystemError) {
                 try PinDirectory.mark(mark)
@@ -477,11 +480,17 @@ final class KernelSide: CgroupTree {
             } catch { pinError = pinError ?? error }
             StartStep.reached("filter-marked")
         }
-        var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
-        try filter.attach(tcEgress, .egress)
-        if link.kind == "veth" { try filter.attach(tcIngress, .ingress) }
-        StartStep.reached("filter-attached")
-        return InterfaceAttachment(link, filter: filter, marks: marks)
+        do throws(SystemError) {
+            var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
+            try filter.attach(tcEgress, .egress)
+            if link.kind == "veth" { try filter.attach(tcIngress, .ingress) }
+            StartStep.reached("filter-attached")
+            return InterfaceAttachment(link, filter: filter, marks: marks)
+        } catch {
+            // Nothing is there for the marks to stand for; but an earlier agent's filters may be.
+            if isFirst || error.errno == ENODEV { for mark in marks { rmdir(mark) } }
+            throw error
+        }
     }
 
     // MARK: - Taking over
@@ -708,12 +717,17 @@ final class KernelSide: CgroupTree {
         return true
     }
 
+    /// The root's: kernfs begins to count with it.
+    private static let rootCgroup: UInt64 = 1
+
     /// The path of the cgroup with that ID, from the root of cgroup2; nil if there is none any more.
     func path(ofCgroup id: UInt64) -> String? {
         guard let bytes = try? BPFLink.iterator(cgroupIterator, overCgroup: id).readIterator() else {
             return nil
         }
-        return bytes.isEmpty ? "/" : String(decoding: bytes, as: UTF8.self)
+        // The root has an empty one, and so has a cgroup that went between being found and being read.
+        if bytes.isEmpty { return id == KernelSide.rootCgroup ? "/" : nil }
+        return String(decoding: bytes, as: UTF8.self)
     }
 
     /// Every tracked connection, in every network namespace.

@@ -27,9 +27,13 @@ public struct DirtyRows: Sendable {
     public func contains(_ row: Int) -> Bool { links[row] != 0 }
 
     /// Notes that a row changed.
-    @inlinable
+    @inlinable @inline(__always)
     public mutating func mark(_ row: Int) {
-        guard links[row] == 0 else { return }
+        if links[row] == 0 { add(row) }
+    }
+
+    @usableFromInline @inline(never)
+    mutating func add(_ row: Int) {
         links[row] = last
         last = UInt32(row) + 1
     }

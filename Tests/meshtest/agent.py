@@ -403,10 +403,10 @@ class Agent:
         assert found == wanted
         assert read() == wanted
 
-    def expect_codes(self, service, client, server=None):
+    def expect_codes(self, service, client, server=None, **options):
         """Checks the requests of both roles; the server's are the client's where nothing else is said."""
-        self.expect(lambda: self.codes(service), client)
-        self.expect(lambda: self.codes(service, "server"), client if server is None else server)
+        self.expect(lambda: self.codes(service), client, **options)
+        self.expect(lambda: self.codes(service, "server"), client if server is None else server, **options)
 
     def duration(self, service, role="client"):
         """The sum of a service's request durations so far, in seconds."""

@@ -3,11 +3,11 @@ that are made for the test and gone after it."""
 
 import contextlib
 import ctypes
+import errno
 import glob
 import itertools
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -97,8 +97,11 @@ class Cgroup:
     def id(self):
         return os.stat(self.directory).st_ino
 
+    def at(self, name):
+        return Cgroup(self.path.rstrip("/") + "/" + name)
+
     def child(self, name):
-        made = Cgroup(self.path.rstrip("/") + "/" + name)
+        made = self.at(name)
         os.mkdir(made.directory)
         return made
 
@@ -107,10 +110,16 @@ class Cgroup:
             file.write(str(pid))
 
     def pids(self):
-        """The processes in it; of a threaded cgroup, which tells of no processes, the threads."""
-        directory = pathlib.Path(self.directory)
-        threaded = (directory / "cgroup.type").read_text().strip() == "threaded" if self.path != "/" else False
-        return [int(line) for line in (directory / f"cgroup.{'threads' if threaded else 'procs'}").open()]
+        """The processes in it."""
+        try:
+            with open(self.procs) as file:
+                return [int(line) for line in file]
+        except OSError as error:
+            # A threaded cgroup has threads alone.
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            with open(os.path.join(self.directory, "cgroup.threads")) as file:
+                return [int(line) for line in file]
 
     def remove(self):
         """Ends what still runs inside and removes the directory with all below it."""
