@@ -169,6 +169,8 @@ final class Engine {
                 ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
         }
         confine()
+        // Whoever is killed from here on has left who is who.
+        commit(MonotonicClock.now())
         shared.setReady(true)
         ServiceManager.tell(.ready)
         StartStep.reached("ready")

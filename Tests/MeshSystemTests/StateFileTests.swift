@@ -116,4 +116,22 @@ struct StateFileTests {
         }
         #expect(try names() == ["state"])
     }
+
+    @Test func whetherItIsStillAtItsPath() throws {
+        let first = try write("a", "b")
+        var isThere = first.isAtPath
+        #expect(isThere)
+        try FileManager.default.removeItem(atPath: path)
+        isThere = first.isAtPath
+        #expect(!isThere)
+        let second = try write("a", "b")
+        let found = [first.isAtPath, second.isAtPath]
+        #expect(found == [false, true])
+    }
+
+    @Test func aFileIsReadWhenItHasComeToRest() throws {
+        _ = try write("one", "")
+        #expect(try readSettledFile(path, limit: 10) == Array("one".utf8))
+        #expect(throws: SystemError.self) { try readSettledFile(path, limit: 2) }
+    }
 }

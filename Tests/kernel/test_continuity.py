@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from meshtest.agent import REQUESTS, same
+from meshtest.agent import REQUESTS, committed, same
 from meshtest.host import fill, poll, run
 from meshtest.policies import config, service
 from meshtest.traffic import GET, Server, connect_errno, exchange, http_server, load, response, until_closed
@@ -29,22 +29,6 @@ CONNECTS = "mesh_connect_duration_seconds"
 
 def state(agent):
     return pathlib.Path(agent.control + ".state")
-
-
-def commits(agent):
-    return agent.metrics().value("mesh_agent_state_commits_total")
-
-
-def committed(agent):
-    """Waits until all that was counted is in the state: there are no more commits, of which there would be one
-    each second."""
-
-    def idle():
-        before = commits(agent)
-        time.sleep(1.5)
-        return commits(agent) == before
-
-    poll(idle, 20, 0, "the state is complete")
 
 
 def restart(agent):

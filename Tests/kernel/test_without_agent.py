@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from meshtest.agent import binary, same
+from meshtest.agent import binary, committed, same
 from meshtest.host import poll
 from meshtest.policies import config, service
 from meshtest.storm import Storm
@@ -60,6 +60,7 @@ def dead(start_agent, world, *more, **options):
     for port in (9001, 9002, 9003):
         world.listen("lo4", port)
     shown = {name: agent.breaker(name) for name in ("web", "second", "third")}
+    committed(agent)
     agent.kill()
     return agent, shown
 

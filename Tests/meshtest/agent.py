@@ -49,6 +49,22 @@ def same(one, other):
     return one == other
 
 
+def commits(agent):
+    return agent.metrics().value("mesh_agent_state_commits_total")
+
+
+def committed(agent):
+    """Waits until all that was counted is in the state: there are no more commits, of which there would be one
+    each second."""
+
+    def idle():
+        before = commits(agent)
+        time.sleep(1.5)
+        return commits(agent) == before
+
+    poll(idle, 20, 0, "the state is complete")
+
+
 class _ControlConnection(http.client.HTTPConnection):
     def __init__(self, path, timeout=10.0):
         super().__init__("localhost", timeout=scaled(timeout))
