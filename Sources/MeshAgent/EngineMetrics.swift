@@ -31,6 +31,13 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.overDiscoveryLimit = counters[.overCap]
+        snapshot.checks = faults.checks
+        snapshot.faults = Fault.Part.allCases.enumerated().map { index, part in
+            (
+                part.rawValue, faults.found[index], faults.repaired[index],
+                UInt64(faults.broken.count { $0.part == part })
+            )
+        }
         snapshot.isPinned = kernel.pinError == nil
         if let journal {
             snapshot.state.isKept = journal.error == nil

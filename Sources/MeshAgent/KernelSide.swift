@@ -93,64 +93,21 @@ final class KernelSide: CgroupTree {
     private(set) var replaced: ReplacedMaps?
     /// Of those, the ones of which nothing could be kept.
     private(set) var notKept: [String] = []
+    /// The maps and programs that are pinned; nil if nothing could be.
+    private let pinSet: PinSet?
     /// The pins and marks that this agent wants, so that the others can go.
-    private let pinLock: FileDescriptor?
     private var wantedLinks: Set<String> = []
     private let netns = NetworkNamespace.current
     private let filterHandle: UInt32
-    private let tcIngress: BPFProgram
-    private let tcEgress: BPFProgram
-    private let cgroupPrograms: [(name: String, program: Program)]
+    private let tcIngress: LoadedProgram
+    private let tcEgress: LoadedProgram
+    private let cgroupPrograms: [(name: String, program: LoadedProgram)]
+    /// The cgroup that they are attached to, and why they are not, if that is so.
+    private var cgroupID: UInt64 = 0
+    private var cgroupTrouble: String?
     private var cgroupLinks: [Attachment] = []
     private var attachments: [Int32: InterfaceAttachment] = [:]
     private let forceClsact: Bool
-
-    // Boxes, because collections cannot hold what is not copyable.
-    private final class Program {
-        let program: BPFProgram
-        init(_ program: consuming BPFProgram) { self.program = program }
-    }
-    private final class Attachment {
-        private var link: BPFLink?
-        init(_ link: consuming BPFLink) { self.link = consume link }
-        func remove() {
-            if let link = link.take() { link.remove() }
-        }
-    }
-    private final class InterfaceAttachment {
-        /// As last told: it may have been renamed.
-        var link: Link
-        let mode: InterfaceMode
-        private let links: [Attachment]
-        private var filter: TCFilter?
-        /// The marks of the filter, to be removed after it.
-        private let marks: [String]
-
-        init(_ link: Link, links: [Attachment]) {
-            self.link = link
-            mode = .tcx
-            self.links = links
-            filter = nil
-            marks = []
-        }
-
-        init(_ link: Link, filter: consuming TCFilter, marks: [String]) {
-            self.link = link
-            mode = .clsact
-            links = []
-            self.filter = consume filter
-            self.marks = marks
-        }
-
-        func remove() {
-            for link in links { link.remove() }
-            filter = nil
-            for mark in marks { rmdir(mark) }
-        }
-
-        /// From now on it stays when the agent ends.
-        func keep() { filter?.isKept = true }
-    }
 
     /// What is in the endpoint maps now, to write only differences.
     private var writtenEndpoints: [Endpoint: UInt32] = [:]
@@ -192,7 +149,6 @@ final class KernelSide: CgroupTree {
         cgroupRoot = root
         cgroupPath = KernelSide.normalized(configuration.cgroup, root: root)
         var loaded = try KernelSide.load(PinDirectory(instance))
-        pinLock = loaded.lock.take()
         pins = loaded.pins
         pinError = loaded.error
         let old = loaded.pins.flatMap { pins in
@@ -220,13 +176,23 @@ final class KernelSide: CgroupTree {
         connectionsMap = try loaded.map(named: "connections")
         connectionIterator = try loaded.program(named: "mesh_connections")
         cgroupIterator = try loaded.program(named: "mesh_cgroup")
-        tcIngress = try loaded.program(named: "mesh_tc_ingress")
-        tcEgress = try loaded.program(named: "mesh_tc_egress")
-        var programs: [(name: String, program: Program)] = []
+        tcIngress = try LoadedProgram(loaded.program(named: "mesh_tc_ingress"))
+        tcEgress = try LoadedProgram(loaded.program(named: "mesh_tc_egress"))
+        var programs: [(name: String, program: LoadedProgram)] = []
         for hook in KernelSide.cgroupHooks {
-            programs.append((hook.name, Program(try loaded.program(named: hook.program))))
+            programs.append((hook.name, try LoadedProgram(loaded.program(named: hook.program))))
         }
         cgroupPrograms = programs
+        if let pins, let lock = loaded.lock.take() {
+            let set = PinSet(pins, lock: lock)
+            for map in PinDirectory.maps { try set.add(loaded.map(named: map)) }
+            try set.add(connectionIterator)
+            try set.add(cgroupIterator)
+            for program in [tcIngress, tcEgress] + programs.map(\.program) { try set.add(program.program) }
+            pinSet = set
+        } else {
+            pinSet = nil
+        }
         let control = self.control.element(0, as: mesh_control.self)
         control.pointee.agent_tgid = UInt32(getpid())
         if !loaded.isTakeover {
@@ -350,44 +316,35 @@ final class KernelSide: CgroupTree {
     /// Attaches the cgroup programs, in the place of an earlier agent's.
     func attach() throws(SystemError) {
         let path = KernelSide.full(cgroupPath, root: cgroupRoot)
-        var status = stat()
-        guard stat(path, &status) == 0 else { throw SystemError("look at", path) }
-        let place = PinPlace(cgroup: UInt64(status.st_ino))
+        let id = try KernelSide.cgroupID(path)
+        // Those of a cgroup that is gone.
+        while let link = cgroupLinks.popLast() { link.remove() }
         for (index, hook) in cgroupPrograms.enumerated() {
             cgroupLinks.append(
-                try attach(hook.program.program, at: place) { program throws(SystemError) in
+                try attach(hook.program, at: PinPlace(cgroup: id), target: id) {
+                    program throws(SystemError) in
                     try BPFLink.cgroup(program, path: path)
                 })
             StartStep.reached(KernelSide.cgroupHooks[index].program)
         }
+        cgroupID = id
+    }
+
+    private static func cgroupID(_ path: String) throws(SystemError) -> UInt64 {
+        var status = stat()
+        guard stat(path, &status) == 0 else { throw SystemError("look at", "the cgroup \(path)") }
+        return UInt64(status.st_ino)
     }
 
     /// Puts a program in the place of an earlier agent's; where there is none, attaches it.
     private func attach(
-        _ program: borrowing BPFProgram, at place: PinPlace,
-        make: (borrowing BPFProgram) throws(SystemError) -> BPFLink
+        _ program: LoadedProgram, at place: PinPlace, target: UInt64, make: @escaping Attachment.Make
     ) throws(SystemError) -> Attachment {
-        guard let pins else { return Attachment(try make(program)) }
-        let path = pins.link(program.name, place)
-        wantedLinks.insert(path)
-        if let link = try BPFLink.pinned(at: path) {
-            do {
-                try link.update(program)
-                return Attachment(link)
-            } catch {
-                // What it was attached to is gone, and something of the same number there.
-                guard error.errno == ENOLINK else { throw error }
-                link.remove()
-            }
-        }
-        var link = try make(program)
-        StartStep.reached("link-made")
-        do {
-            try link.pin(at: path)
-        } catch {
-            pinError = pinError ?? error
-        }
-        return Attachment(link)
+        let pin = pins?.link(program.program.name, place)
+        if let pin { wantedLinks.insert(pin) }
+        let made = try Attachment(program, target: target, pin: pin, make: make)
+        pinError = pinError ?? made.pinError
+        return made
     }
 
     /// Removes what an earlier agent attached and this one does not want: interfaces and cgroups that are
@@ -417,18 +374,77 @@ final class KernelSide: CgroupTree {
         for attachment in attachments.values where pins != nil { attachment.keep() }
     }
 
-    /// The cgroup hooks.
+    /// The cgroup hooks, as last seen.
     var hooks: [KernelHook] {
         cgroupPrograms.enumerated().map { index, hook in
-            KernelHook(
-                name: hook.name, place: "cgroup \(cgroupPath)", isAttached: index < cgroupLinks.count,
-                detail: "")
+            let isThere = index < cgroupLinks.count
+            let trouble = cgroupTrouble ?? (isThere ? cgroupLinks[index].trouble : nil)
+            return KernelHook(
+                name: hook.name, place: "cgroup \(cgroupPath)", isAttached: isThere && trouble == nil,
+                detail: trouble ?? "")
         }
     }
 
-    /// The interfaces that rejected requests can be reset on.
+    /// The interfaces that rejected requests can be reset on, as last seen.
     var interfaces: [(name: String, mode: InterfaceMode)] {
-        attachments.values.map { ($0.link.name, $0.mode) }.sorted { $0.name < $1.name }
+        attachments.values.filter { $0.trouble == nil }.map { ($0.link.name, $0.mode) }
+            .sorted { $0.name < $1.name }
+    }
+
+    // MARK: - Looking after what is attached
+
+    /// Looks whether everything is attached and pinned as it was, and mends what is not.
+    /// - Returns: What was not.
+    func check() -> [Fault] {
+        var faults = checkCgroup()
+        for attachment in attachments.values {
+            guard let found = attachment.check() else { continue }
+            faults.append(
+                Fault(
+                    part: .interface, what: attachment.mode.rawValue,
+                    place: "interface \(attachment.link.name)", fault: found.fault, error: found.error))
+        }
+        if let fault = checkPins() { faults.append(fault) }
+        return faults
+    }
+
+    private func checkCgroup() -> [Fault] {
+        func fault(_ what: String, _ fault: String, _ error: SystemError?) -> Fault {
+            Fault(part: .cgroup, what: what, place: "cgroup \(cgroupPath)", fault: fault, error: error)
+        }
+        cgroupTrouble = nil
+        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
+        do throws(SystemError) {
+            // A cgroup of the same path is another one, if somebody removed it and made it anew.
+            guard try KernelSide.cgroupID(path) != cgroupID else {
+                return zip(cgroupPrograms, cgroupLinks).compactMap { hook, link in
+                    link.check().map { fault(hook.name, $0.fault, $0.error) }
+                }
+            }
+            try attach()
+            return [fault("all hooks", "the cgroup was removed and made anew", nil)]
+        } catch {
+            cgroupTrouble = "the cgroup was removed; \(error.description)"
+            return [fault("all hooks", "the cgroup was removed", error)]
+        }
+    }
+
+    /// Where nothing could be pinned at the start, nothing is missed.
+    private func checkPins() -> Fault? {
+        guard let pins, let pinSet else { return nil }
+        let interfaces = attachments.values
+        let missing =
+            pinSet.missing + cgroupLinks.count(where: \.isPinMissing)
+            + interfaces.reduce(0) { $0 + $1.missingPins }
+        pinError = nil
+        if missing == 0 { return nil }
+        do throws(SystemError) {
+            try pinSet.restore()
+            for link in cgroupLinks { try link.restorePin() }
+            for attachment in interfaces { try attachment.restorePins() }
+        } catch { pinError = error }
+        return Fault(
+            part: .pin, what: "pins", place: pins.path, fault: "\(missing) are gone", error: pinError)
     }
 
     /// Follows an interface that came, changed or went.
@@ -468,17 +484,17 @@ final class KernelSide: CgroupTree {
         defer { StartStep.reached("interface-attached") }
         let place = PinPlace(netns: netns, interface: link.index)
         if !forceClsact {
+            // Only the host's end of a pod's veth sees a local client's packets come in.
+            let ways =
+                link.kind == "veth"
+                ? [(tcEgress, .egress), (tcIngress, .ingress)] : [(tcEgress, TrafficDirection.egress)]
             do {
-                var links = [
-                    try attach(tcEgress, at: place) { program throws(SystemError) in
-                        try BPFLink.tcx(program, interface: link.index, .egress)
-                    }
-                ]
-                // Only the host's end of a pod's veth sees a local client's packets come in.
-                if link.kind == "veth" {
+                var links: [Attachment] = []
+                for (program, direction) in ways {
                     links.append(
-                        try attach(tcIngress, at: place) { program throws(SystemError) in
-                            try BPFLink.tcx(program, interface: link.index, .ingress)
+                        try attach(program, at: place, target: UInt64(link.index)) {
+                            program throws(SystemError) in
+                            try BPFLink.tcx(program, interface: link.index, direction)
                         })
                 }
                 return InterfaceAttachment(link, links: links)
@@ -486,16 +502,18 @@ final class KernelSide: CgroupTree {
                 guard error.errno == EINVAL else { throw error }
             }
         }
-        return try filter(link, place)
+        let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
+        wantedLinks.formUnion(marks)
+        return try InterfaceAttachment(link, marks: marks) { [unowned self] owns throws(SystemError) in
+            try filter(link, marks, owns: owns)
+        }
     }
 
     /// Attaches with filters. The marks come before what they stand for, so that nothing is ever left without.
-    private func filter(_ link: Link, _ place: PinPlace) throws(SystemError) -> InterfaceAttachment {
-        let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
-        var mayOwn = false
+    private func filter(_ link: Link, _ marks: [String], owns: Bool) throws(SystemError) -> TCFilter {
+        var mayOwn = owns
         if let mark = marks.first, let qdisc = marks.last {
-            wantedLinks.formUnion(marks)
-            mayOwn = exists(qdisc)
+            mayOwn = owns || exists(qdisc)
             do throws(SystemError) {
                 try PinDirectory.mark(mark)
                 let hasQdisc = try TCFilter.hasQdisc(interface: link.index)
@@ -507,10 +525,10 @@ final class KernelSide: CgroupTree {
             StartStep.reached("filter-marked")
         }
         var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
-        try filter.attach(tcEgress, .egress)
-        if link.kind == "veth" { try filter.attach(tcIngress, .ingress) }
+        try filter.attach(tcEgress.program, .egress)
+        if link.kind == "veth" { try filter.attach(tcIngress.program, .ingress) }
         StartStep.reached("filter-attached")
-        return InterfaceAttachment(link, filter: filter, marks: marks)
+        return filter
     }
 
     // MARK: - Taking over

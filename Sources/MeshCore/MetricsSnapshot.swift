@@ -190,6 +190,11 @@ public struct MetricsSnapshot: Sendable {
     public var leaseAge: UInt64 = 0
     /// System calls that the agent's own filter refused.
     public var refusedCalls: UInt64 = 0
+    /// What was found missing of what enforces, by part, each part once: how often, how often it was repaired,
+    /// and how much is missing now.
+    public var faults: [(part: String, found: UInt64, repaired: UInt64, broken: UInt64)] = []
+    /// How often was looked for that.
+    public var checks: UInt64 = 0
     /// Whether all that is enforced outlives the agent.
     public var isPinned = false
     /// The state that outlives the agent.

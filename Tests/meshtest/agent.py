@@ -211,6 +211,9 @@ class Agent:
 
     def pins(self):
         """The directory of this agent's pins, if there is one."""
+        if "--pins" in self.arguments:
+            directory = self.arguments[self.arguments.index("--pins") + 1]
+            return directory if os.path.exists(directory) else None
         name = re.sub("[^A-Za-z0-9-]", "_", self.control)
         return next(iter(glob.glob(f"/sys/fs/bpf/mesh-agent/{name}_????????")), None)
 
