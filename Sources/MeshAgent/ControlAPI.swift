@@ -143,6 +143,8 @@ extension Engine {
                 "checks": .integer(faults.checks), "faults": .integer(faults.found.reduce(0, +)),
                 "repairs": .integer(faults.repaired.reduce(0, +)),
                 "broken": .array(faults.broken.map { json($0) }),
+                "proven": .bool(kernel.isProven),
+                "unproven_reason": kernel.unprovenReason.map { .string($0.description) } ?? .null,
             ],
             "lease": [
                 "seconds": .seconds(configuration.breakers.lease), "age_seconds": .seconds(age),

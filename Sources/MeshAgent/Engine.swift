@@ -81,6 +81,8 @@ final class Engine {
     private var lastCheck = MonotonicClock.now()
     /// What was found missing of what enforces.
     private(set) var faults = FaultBook()
+    /// Why it cannot be tried out, as the log was told.
+    private var unprovenReason: SystemError?
     /// Those that the log has told of.
     private var refusedCalls: UInt64 = 0
     /// The state for the next agent; nil if nothing outlives this one.
@@ -162,6 +164,7 @@ final class Engine {
                 ["error": .string(refused.description), "hint": "give it CAP_SYS_NICE"])
         }
         confine()
+        check(MonotonicClock.now())
         shared.setReady(true)
         ServiceManager.tell(.ready)
         StartStep.reached("ready")
@@ -439,6 +442,12 @@ final class Engine {
                 tell(.info, "what was missing of what enforces is missing no longer", fault)
             }
         }
+        if let error = kernel.unprovenReason, error != unprovenReason {
+            log.write(
+                .info, "that connects are refused cannot be tried, and so is not proven",
+                ["error": .string(error.description)])
+        }
+        unprovenReason = kernel.unprovenReason
     }
 
     private func tell(_ level: LogLevel, _ message: String, _ fault: Fault) {

@@ -38,6 +38,7 @@ extension Engine {
                 UInt64(faults.broken.count { $0.part == part })
             )
         }
+        snapshot.isProven = kernel.isProven
         snapshot.isPinned = kernel.pinError == nil
         if let journal {
             snapshot.state.isKept = journal.error == nil

@@ -13,6 +13,8 @@ struct Fault: Equatable {
         case interface
         /// What outlives the agent.
         case pin
+        /// What is enforced, tried out.
+        case canary
     }
 
     let part: Part

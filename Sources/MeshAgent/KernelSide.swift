@@ -105,6 +105,15 @@ final class KernelSide: CgroupTree {
     /// The cgroup that they are attached to, and why they are not, if that is so.
     private var cgroupID: UInt64 = 0
     private var cgroupTrouble: String?
+    private var canary: Canary?
+    /// Why there is no canary, and why it could not be tried; nil if there is one, and if it could.
+    private var canaryError: SystemError?
+    private var tryError: SystemError?
+    /// Why nothing is proven; nil if something is, or could be.
+    var unprovenReason: SystemError? { canaryError ?? tryError }
+    /// Whether the last look found that the canary was refused.
+    private(set) var isProven = false
+    private var isCanaryKnownBroken = false
     private var cgroupLinks: [Attachment] = []
     private var attachments: [Int32: InterfaceAttachment] = [:]
     private let forceClsact: Bool
@@ -328,6 +337,21 @@ final class KernelSide: CgroupTree {
             StartStep.reached(KernelSide.cgroupHooks[index].program)
         }
         cgroupID = id
+        do throws(SystemError) {
+            canary = try Canary(cgroup: path, isInside: isInside)
+            canaryError = nil
+        } catch {
+            (canary, canaryError) = (nil, error)
+        }
+    }
+
+    /// Whether the agent is in the cgroup that the programs are attached to.
+    private var isInside: Bool {
+        if cgroupPath == "/" { return true }
+        guard let text = try? readText("/proc/self/cgroup"),
+            let line = text.split(separator: "\n").first(where: { $0.hasPrefix("0::") })
+        else { return false }
+        return "\(line.dropFirst(3))/".hasPrefix(cgroupPath + "/")
     }
 
     private static func cgroupID(_ path: String) throws(SystemError) -> UInt64 {
@@ -405,7 +429,54 @@ final class KernelSide: CgroupTree {
                     place: "interface \(attachment.link.name)", fault: found.fault, error: found.error))
         }
         if let fault = checkPins() { faults.append(fault) }
+        if let fault = checkCanary() { faults.append(fault) }
         return faults
+    }
+
+    /// Tries whether a connect is refused. If somebody else's program takes that back, the agent's are attached
+    /// anew, once, to be the last to decide.
+    private func checkCanary() -> Fault? {
+        isProven = false
+        tryError = nil
+        // Hooks that are not attached are told of already.
+        guard let canary, !hooks.contains(where: { !$0.isAttached }) else { return nil }
+        func look() throws(SystemError) -> (hook: String, fault: String)? {
+            try canary.check { until throws(SystemError) in
+                var breaker = mesh_breaker()
+                breaker.mode = UInt8(MESH_MODE_ENFORCE.rawValue)
+                breaker.override_state = UInt8(MESH_OVERRIDE_OPEN.rawValue)
+                breaker.override_until_ns = until
+                try breakersMap.update(ServiceTable.canary, breaker)
+            } refused: { () throws(SystemError) in
+                let tally = try attemptsMap.lookup(ServiceTable.canary, as: mesh_attempts.self)
+                return tally?.count.0.1 ?? 0
+            }
+        }
+        func fault(_ found: (hook: String, fault: String), _ error: SystemError?) -> Fault {
+            Fault(
+                part: .canary, what: "canary", place: "\(found.hook) of cgroup \(cgroupPath)",
+                fault: found.fault, error: error)
+        }
+        do throws(SystemError) {
+            guard let found = try look() else {
+                isProven = true
+                isCanaryKnownBroken = false
+                return nil
+            }
+            let refusal = SystemError(
+                "refuse", "connects", errno: EPERM, reason: "attaching anew did not help",
+                hint: "see what else is attached to this cgroup and those above it: bpftool cgroup tree")
+            if isCanaryKnownBroken { return fault(found, refusal) }
+            for (hook, link) in zip(cgroupPrograms, cgroupLinks) where hook.name.hasPrefix("connect") {
+                do throws(SystemError) { try link.renew() } catch { return fault(found, error) }
+            }
+            isProven = try look() == nil
+            isCanaryKnownBroken = !isProven
+            return fault(found, isProven ? nil : refusal)
+        } catch {
+            tryError = error
+            return nil
+        }
     }
 
     private func checkCgroup() -> [Fault] {

@@ -35,7 +35,8 @@ struct Status {
     let interfaces: [(name: String, mode: String)]
     let pins: (directory: String?, error: String?, takeover: Bool)
     /// Nil: an agent of an older version, which does not look.
-    let enforcement: (checks: Double, faults: Double, repairs: Double, broken: [Fault])?
+    let enforcement:
+        (checks: Double, faults: Double, repairs: Double, broken: [Fault], isProven: Bool, unproven: String?)?
     let lease: (seconds: Double, age: Double, valid: Bool)
     let services: (configured: Double, discovered: Double, limit: Double)
     let breakers:
@@ -89,7 +90,8 @@ struct Status {
                         part: try fault.text("part"), what: try fault.text("what"),
                         place: try fault.text("where"),
                         fault: try fault.text("fault"), error: try fault.text("error"))
-                }
+                },
+                try found.flag("proven"), try found.optionalText("unproven_reason")
             )
         }
         let lease = try answer.member("lease")

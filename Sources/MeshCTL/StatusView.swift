@@ -45,7 +45,9 @@ enum StatusView {
             add(
                 "enforcement",
                 "checked \(Format.count(found.checks)) times, \(Format.count(found.faults)) faults, "
-                    + "\(Format.count(found.repairs)) repaired", found.broken.isEmpty ? .plain : .red)
+                    + "\(Format.count(found.repairs)) repaired; refused connects "
+                    + (found.isProven ? "proven" : "not proven" + (found.unproven.map { ": \($0)" } ?? "")),
+                found.broken.isEmpty ? .plain : .red)
         }
         let lease = status.lease
         add(

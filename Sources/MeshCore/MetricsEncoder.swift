@@ -256,6 +256,10 @@ public struct MetricsEncoder: Sendable {
         for (labels, fault) in zip(labels, snapshot.faults) {
             writer.sample("mesh_agent_enforcement_broken", labels, fault.broken)
         }
+        writer.family(
+            "mesh_agent_enforcement_proven", .gauge,
+            "1 if a connect that had to be refused was, when last tried, else 0.")
+        writer.sample("mesh_agent_enforcement_proven", [], snapshot.isProven ? 1 : 0)
     }
 
     private func encodeProcess(_ process: MetricsSnapshot.Process, _ writer: inout MetricsWriter) {

@@ -14,7 +14,7 @@ enum Fixture {
          {"name":"sock_ops","where":"cgroup /","attached":true,"detail":""}],
          "interfaces":[{"name":"lo","mode":"tcx"},{"name":"eth0","mode":"clsact"}],
          "pins":{"directory":"/sys/fs/bpf/mesh-agent","error":null,"takeover":true},
-         "enforcement":{"checks":2316,"faults":2,"repairs":2,"broken":[]},
+         "enforcement":{"checks":2316,"faults":2,"repairs":2,"broken":[],"proven":true,"unproven_reason":null},
          "lease":{"seconds":10.0,"age_seconds":0.4,"valid":true},
          "services":{"configured":3,"discovered":12,"discovery_limit":1000},
          "breakers":{"enforce":2,"observe":1,"open":0,"half_open":0,"overridden":0,"open_limit":1,"held_closed":0,"unenforced_requests":0},
@@ -35,7 +35,8 @@ enum Fixture {
          "enforcement":{"checks":2316,"faults":3,"repairs":0,"broken":[
          {"part":"cgroup","what":"connect6","where":"cgroup /","fault":"somebody detached it",
           "error":"cannot attach mesh_connect6 to cgroup /: operation not permitted"},
-         {"part":"pin","what":"pins","where":"/sys/fs/bpf/mesh-agent","fault":"31 are gone","error":"no"}]},
+         {"part":"pin","what":"pins","where":"/sys/fs/bpf/mesh-agent","fault":"31 are gone","error":"no"}],
+         "proven":false,"unproven_reason":"cannot make a socket in the cgroup /: device or resource busy"},
          "lease":{"seconds":10.0,"age_seconds":14.2,"valid":false},
          "services":{"configured":3,"discovered":1000,"discovery_limit":1000},
          "breakers":{"enforce":2,"observe":1,"open":1,"half_open":0,"overridden":1,"open_limit":1,"held_closed":1,"unenforced_requests":2},

@@ -17,7 +17,7 @@ import Testing
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
             pins         /sys/fs/bpf/mesh-agent, taken over from an earlier agent
-            enforcement  checked 2,316 times, 2 faults, 2 repaired
+            enforcement  checked 2,316 times, 2 faults, 2 repaired; refused connects proven
             lease        valid, renewed 0.4s ago, lasts 10s
             services     3 configured, 12 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 0 open, 0 half_open (at most 1), 0 overridden
@@ -40,7 +40,7 @@ import Testing
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
             pins         /sys/fs/bpf/mesh-agent, taken over from an earlier agent
-            enforcement  checked 2,316 times, 2 faults, 2 repaired
+            enforcement  checked 2,316 times, 2 faults, 2 repaired; refused connects proven
             lease        valid, renewed 0.4s ago, lasts 10s
             services     3 configured, 12 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 0 open, 0 half_open (at most 1), 0 overridden
@@ -72,7 +72,8 @@ import Testing
             hooks        1 of 2 attached: connect4
             interfaces   none
             pins         none
-            enforcement  checked 2,316 times, 3 faults, 0 repaired
+            enforcement  checked 2,316 times, 3 faults, 0 repaired; refused connects not proven: cannot make a socket in the cgroup
+                         /: device or resource busy
             lease        EXPIRED, renewed 14s ago, lasts 10s
             services     3 configured, 1,000 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 1 open, 0 half_open (at most 1), 1 overridden

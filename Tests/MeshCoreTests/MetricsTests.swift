@@ -55,6 +55,7 @@ struct MetricsTests {
         snapshot.refusedCalls = 16
         snapshot.checks = 17
         snapshot.faults = [("cgroup", 3, 2, 1), ("interface", 0, 0, 0)]
+        snapshot.isProven = true
         snapshot.isPinned = true
         snapshot.state.isKept = true
         (snapshot.state.commits, snapshot.state.failures, snapshot.state.bytes) = (8, 1, 4096)
@@ -165,6 +166,7 @@ struct MetricsTests {
         "mesh_agent_enforcement_repairs_total{part=\"interface\"} 0",
         "mesh_agent_enforcement_broken{part=\"cgroup\"} 1",
         "mesh_agent_enforcement_broken{part=\"interface\"} 0",
+        "mesh_agent_enforcement_proven 1",
         "mesh_agent_pinned 1",
         "mesh_agent_state_kept 1",
         "mesh_agent_state_commits_total 8",
@@ -190,6 +192,7 @@ struct MetricsTests {
         "mesh_agent_lease_age_seconds gauge", "mesh_agent_refused_calls_total counter",
         "mesh_agent_enforcement_checks_total counter", "mesh_agent_enforcement_faults_total counter",
         "mesh_agent_enforcement_repairs_total counter", "mesh_agent_enforcement_broken gauge",
+        "mesh_agent_enforcement_proven gauge",
         "mesh_agent_pinned gauge", "mesh_agent_state_kept gauge",
         "mesh_agent_state_commits_total counter", "mesh_agent_state_failures_total counter",
         "mesh_agent_state_bytes gauge", "process_cpu_seconds_total counter",

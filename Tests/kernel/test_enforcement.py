@@ -4,11 +4,14 @@ told once; and what cannot be repaired is told to whoever asks whether the agent
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import struct
+import time
 
 import pytest
 
+from meshtest.agent import CAPABILITIES
 from meshtest.host import poll, run
 from meshtest.policies import config, service
 from meshtest.traffic import GET, connect_errno, exchange, until_closed
@@ -23,6 +26,16 @@ HOOKS = {
 }
 TOLD = "something of what enforces was missing, and was repaired"
 CANNOT = "something of what enforces is missing, and cannot be repaired"
+OVER = "what was missing of what enforces is missing no longer"
+
+
+@pytest.fixture
+def inner(host):
+    """A cgroup of the test's own, which is gone after it."""
+    made = host.scratch.child("inner")
+    yield made
+    if os.path.exists(made.directory):
+        made.remove()
 
 
 def ready(agent):
@@ -317,9 +330,10 @@ print(socket.socket().connect_ex(("127.0.0.1", int(sys.argv[1]))))
 """
 
 
-def test_a_cgroup_that_somebody_removed_and_made_anew(start_agent, world, host):
-    inner = host.scratch.child("inner")
-    agent = start_agent(config(service()), cgroup=inner)
+@pytest.mark.parametrize("capabilities", [CAPABILITIES, None], ids=["confined", "root"])
+def test_a_cgroup_that_somebody_removed_and_made_anew(inner, start_agent, world, capabilities):
+    agent = start_agent(config(service()), cgroup=inner, capabilities=capabilities)
+    assert proven(agent) == 1
     world.listen("lo4", 9001)
     connect = lambda: int(world.near.run("python3", "-c", CONNECT, 9001, cgroup=inner).stdout)
     agent.override("web", "open")
@@ -350,5 +364,137 @@ def test_a_cgroup_that_somebody_removed_and_made_anew(start_agent, world, host):
     agent.expect(lambda: told(agent)[-1]["fault"], "the cgroup was removed and made anew")
     attached(agent)
     assert connect() == errno.ECONNREFUSED
-    agent.stop()
-    inner.remove()
+    # Where the agent may not write to cgroup files, it comes into a new one no more than anybody else.
+    reason = f"cannot make a socket in the cgroup {inner.directory}: read-only file system; "
+    reason += "restart the agent, which can do so at its start"
+    wanted = (1, None) if capabilities is None else (0, reason)
+    assert (proven(agent), agent.status()["enforcement"]["unproven_reason"]) == wanted
+
+
+# The canary: a connect of the agent's own, which has to be refused.
+
+CANARY = "127.77.65.78"
+CANARY_SERVICE = 22767
+
+
+def refused(agent):
+    """How many of the canary's connects the kernel side has rejected."""
+    key = [str(byte) for byte in CANARY_SERVICE.to_bytes(4, "little")]
+    found = run("bpftool", "-j", "map", "lookup", "pinned", agent.pins() + "/maps/attempts", "key", *key).stdout
+    value = bytes(int(byte, 16) for byte in json.loads(found)["value"])
+    return struct.unpack_from("<4Q", value)[1]
+
+
+def proven(agent):
+    return agent.metrics().value("mesh_agent_enforcement_proven")
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_the_canary_is_refused_and_shows_nowhere(inner, start_agent, world, place):
+    """Whether the agent is in the cgroup that it enforces on or not, whatever the configuration says, and though
+    somebody listens there."""
+    world.listen_at(world.near, "0.0.0.0", 1)
+    settings = {**config({**service(), "endpoints": ["127.0.0.0/8:1"]}), "exempt": ["127.0.0.0/8", "::/0"]}
+    agent = start_agent(settings, home=inner if place == "inside" else None)
+    assert proven(agent) == 1
+    for _ in range(2):
+        checks = lambda: agent.metrics().value("mesh_agent_enforcement_checks_total")
+        before = checks(), refused(agent)
+        poll(lambda: ready(agent) and checks() > before[0], 15, 0.05, "the agent looks")
+        # One connect of each family.
+        assert (refused(agent) - before[1]) == 2 * (checks() - before[0])
+    assert proven(agent) == 1
+    status = agent.status()
+    assert status["enforcement"]["proven"] is True and status["enforcement"]["unproven_reason"] is None
+    assert "refused connects proven" in agent.meshctl("status", output="table")
+    assert status["breakers"]["overridden"] == 0 and status["breakers"]["open"] == 0
+    page = agent.page()[1]
+    assert CANARY not in page and str(CANARY_SERVICE) not in page and 'service=""' not in page
+    assert agent.attempts("web", "connect") == {} and agent.failed("web") == {}
+    assert {row["name"] for row in agent.ask("/v1/services")["services"]} <= {"web", "127.0.0.1:9464", "*:9464"}
+    # It expires by itself, and is nobody's way to be refused for long.
+    pinned = agent.pins() + "/maps/breakers"
+    key = [str(byte) for byte in CANARY_SERVICE.to_bytes(4, "little")]
+    found = json.loads(run("bpftool", "-j", "map", "lookup", "pinned", pinned, "key", *key).stdout)["value"]
+    until = struct.unpack_from("<Q", bytes(int(byte, 16) for byte in found), 24)[0]
+    assert 0 < until - time.monotonic_ns() <= 15_000_000_000
+
+
+def test_a_program_that_takes_back_what_the_agents_decide(start_agent, world, host, foreign):
+    """It was attached after the agent's, and so is the last to decide: the agent puts its own behind it."""
+    agent = start_agent(config(service()))
+    world.listen("lo4", 9001)
+    agent.override("web", "open")
+    assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
+    for number, kind in enumerate(("connect4", "connect6"), 1):
+        foreign.attach(host.scratch, kind, "foreign_undo" + kind[-1])
+        if kind == "connect4":
+            assert connect_errno(world, "lo4", 9001) == 0
+        repaired(agent, "canary", number)
+        line = {
+            "part": "canary",
+            "what": "canary",
+            "where": f"{kind} of cgroup {host.scratch.path}",
+            "fault": "a connect that it refused went on all the same (operation now in progress): "
+            "another program takes back what it decides",
+        }
+        agent.expect(lambda: told(agent)[-1:], [line])
+    assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
+    assert connect_errno(world, "lo6", 9001) == errno.ECONNREFUSED
+    assert proven(agent) == 1
+    attached(agent)
+    assert {pin.rsplit("/", 1)[1].rsplit("-", 1)[0] for pin in link_pins(agent, "mesh_connect")} == {
+        "mesh_connect4",
+        "mesh_connect6",
+    }
+
+
+def test_a_program_above_that_takes_back_what_the_agents_decide(inner, start_agent, world, host, foreign):
+    """It is at a cgroup above, so that it is the last to decide whatever the agent does."""
+    agent = start_agent(config(service()), cgroup=inner)
+    assert proven(agent) == 1
+    foreign.attach(host.scratch, "connect4", "foreign_undo4")
+    status, sentence = poll(lambda: ready(agent)[0] == 503 and ready(agent), 15, 0.05, "it is not ready")
+    assert sentence == (
+        f"not ready: canary at connect4 of cgroup {inner.path}: a connect that it refused went on all the same "
+        "(operation now in progress): another program takes back what it decides; cannot refuse connects: attaching "
+        "anew did not help; see what else is attached to this cgroup and those above it: bpftool cgroup tree\n"
+    )
+    links = lambda: json.loads(run("bpftool", "-j", "cgroup", "show", inner.directory).stdout)
+    before = links()
+    checked(agent)
+    # It tried once.
+    assert links() == before
+    agent.expect(lambda: len(told(agent, CANNOT)), 1)
+    assert proven(agent) == 0 and figure(agent, "broken", "canary") == 1
+    assert figure(agent, "faults_total", "canary") == 1
+    foreign.detach()
+    poll(lambda: ready(agent)[0] == 200, 15, 0.05, "it is ready again")
+    assert proven(agent) == 1 and figure(agent, "broken", "canary") == 0
+    assert figure(agent, "repairs_total", "canary") == 0
+    agent.expect(lambda: len(told(agent, OVER)), 1)
+
+
+def test_an_override_that_somebody_removed(start_agent):
+    """The canary's is written with each look."""
+    agent = start_agent(config(service()))
+    key = [str(byte) for byte in CANARY_SERVICE.to_bytes(4, "little")]
+    run("bpftool", "map", "update", "pinned", agent.pins() + "/maps/breakers", "key", *key, "value", *["0"] * 64)
+    checked(agent)
+    assert proven(agent) == 1 and agent.metrics().value("mesh_agent_enforcement_faults_total") == 0
+
+
+def test_a_cgroup_that_no_process_runs_in(inner, start_agent):
+    """Nobody can try a connect from there. The agent says so, and is ready."""
+    with open(inner.directory + "/cgroup.freeze", "w") as file:
+        file.write("1")
+    agent = start_agent(config(service()), cgroup=inner)
+    assert proven(agent) == 0 and ready(agent) == (200, "ready\n")
+    reason = agent.status()["enforcement"]["unproven_reason"]
+    assert reason == f"cannot make a socket in the cgroup {inner.directory}: no process runs in it, for it is frozen"
+    agent.expect(lambda: sum("is not proven" in line["message"] for line in agent.logs()), 1)
+    assert "refused connects not proven: " + reason in agent.meshctl("status", output="table").replace("\n", " ")
+    checked(agent)
+    assert agent.metrics().value("mesh_agent_enforcement_faults_total") == 0
+    agent.expect(lambda: sum("is not proven" in line["message"] for line in agent.logs()), 1)
+    assert inner.pids() == []

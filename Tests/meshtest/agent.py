@@ -84,9 +84,12 @@ class Agent:
         port=PORT,
         arguments=(),
         capabilities=CAPABILITIES,
+        home=None,
     ):
         self.world, self.directory, self.port = world, pathlib.Path(directory), port
         self.cgroup = cgroup or world.host.scratch
+        # Where it runs itself: outside of what it measures, unless said otherwise.
+        self.home = home or world.host.home
         self.environment = {**os.environ, **(environment or {})}
         self.arguments, self.capabilities = list(arguments), capabilities
         # Words before the command, and before those that confine it.
@@ -134,7 +137,7 @@ class Agent:
             "--log-format",
             "json",
             *self.arguments,
-            cgroup=self.world.host.home,
+            cgroup=self.home,
             stdout=self.log,
             stderr=self.log,
             env={**self.environment, **environment},

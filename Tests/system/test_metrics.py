@@ -42,6 +42,7 @@ FAMILIES = {
     "mesh_agent_enforcement_faults_total": ("counter", {"part"}),
     "mesh_agent_enforcement_repairs_total": ("counter", {"part"}),
     "mesh_agent_enforcement_broken": ("gauge", {"part"}),
+    "mesh_agent_enforcement_proven": ("gauge", set()),
     "mesh_agent_pinned": ("gauge", set()),
     "mesh_agent_state_kept": ("gauge", set()),
     "mesh_agent_state_commits_total": ("counter", set()),
