@@ -66,6 +66,9 @@ public struct BPFLink: ~Copyable, Sendable {
             program: info.prog_id, target: isCgroup ? info.cgroup.cgroup_id : UInt64(info.xdp.ifindex))
     }
 
+    /// Whether it still is attached: the kernel detaches it when its cgroup or interface goes.
+    public var isAttached: Bool { ((try? state())?.target ?? 0) != 0 }
+
     /// Pins it: from now on it outlives this process. Again, if that pin was removed.
     public mutating func pin(at path: String) throws(SystemError) {
         let result = bpf_obj_pin(descriptor, path)

@@ -31,6 +31,8 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.overDiscoveryLimit = counters[.overCap]
+        snapshot.logLinesDropped = log.linesDropped
+        snapshot.isControlListening = commands.isListening
         snapshot.checks = faults.checks
         snapshot.faults = Fault.Part.allCases.enumerated().map { index, part in
             (
@@ -62,7 +64,7 @@ extension Engine {
 
 extension MetricsSnapshot.Breaker.Attempts {
     /// What the agent counted and what the kernel did.
-    init(admitted: UInt64, _ kernel: KernelAttempts.Point) {
+    init(admitted: UInt64, _ kernel: BreakerAttempts.Point) {
         self.init(
             admitted: admitted, rejected: kernel.rejected, probe: kernel.probe,
             wouldReject: kernel.wouldReject)

@@ -5,6 +5,7 @@ import CMeshABI
 import CMeshSystem
 import Glibc
 import MeshCore
+import MeshMaps
 import MeshSystem
 
 /// A hook and whether its program is attached, for `meshctl status`.
@@ -32,17 +33,6 @@ struct KernelCounters {
     subscript(counter: Counter) -> UInt64 { values[counter.rawValue] }
 }
 
-/// What the kernel counted of a breaker's decisions.
-struct KernelAttempts {
-    struct Point {
-        var rejected: UInt64 = 0
-        var probe: UInt64 = 0
-        var wouldReject: UInt64 = 0
-    }
-    var connect = Point()
-    var request = Point()
-}
-
 /// A tracked connection.
 struct KernelConnection {
     let service: UInt32
@@ -68,11 +58,7 @@ final class KernelSide: CgroupTree {
 
     private var ring: RingBuffer
     private let control: MappedArray
-    private let breakersMap: BPFMap
-    private let attemptsMap: BPFMap
-    /// As much of the arrays as services are configured: see `reserve`.
-    private var breakers: MappedArray
-    private var attempts: MappedArray
+    private var breakers: BreakerMaps
     private let endpoints: BPFMap
     private let prefixes: BPFMap
     private let discoveredMap: BPFMap
@@ -95,8 +81,8 @@ final class KernelSide: CgroupTree {
     private(set) var notKept: [String] = []
     /// The maps and programs that are pinned; nil if nothing could be.
     private let pinSet: PinSet?
-    /// The pins and marks that this agent wants, so that the others can go.
-    private var wantedLinks: Set<String> = []
+    /// The pins and marks that this agent wants, so that the others can go; nil once they went.
+    private var wantedLinks: Set<String>? = []
     private let netns = NetworkNamespace.current
     private let filterHandle: UInt32
     private let tcIngress: LoadedProgram
@@ -122,14 +108,6 @@ final class KernelSide: CgroupTree {
     private var writtenEndpoints: [Endpoint: UInt32] = [:]
     private var writtenExempt: Set<Network> = []
     private var writtenScope: Set<Network> = []
-
-    /// The cgroup programs in the order in which they are attached: those that follow a connection
-    /// before those that begin one, so that none is begun and then not followed.
-    static let cgroupHooks = [
-        (name: "sock_ops", program: "mesh_sockops"), (name: "cgroup_skb ingress", program: "mesh_ingress"),
-        (name: "cgroup_skb egress", program: "mesh_egress"), (name: "sock_release", program: "mesh_release"),
-        (name: "connect4", program: "mesh_connect4"), (name: "connect6", program: "mesh_connect6"),
-    ]
 
     /// Says what this machine lacks, before anything is opened: each missing thing has its own line, and
     /// the first required one is why the agent cannot start.
@@ -171,10 +149,8 @@ final class KernelSide: CgroupTree {
         }
         ring = try RingBuffer(loaded.map(named: "events"))
         control = try loaded.map(named: ".data.control").mapped()
-        breakersMap = try loaded.map(named: "breakers")
-        attemptsMap = try loaded.map(named: "attempts")
-        breakers = try breakersMap.mapped(KernelSide.servicesPerMapping)
-        attempts = try attemptsMap.mapped(KernelSide.servicesPerMapping, writable: false)
+        breakers = try BreakerMaps(
+            breakers: loaded.map(named: "breakers"), attempts: loaded.map(named: "attempts"))
         endpoints = try loaded.map(named: "endpoints")
         prefixes = try loaded.map(named: "prefixes")
         discoveredMap = try loaded.map(named: "discovered")
@@ -188,7 +164,7 @@ final class KernelSide: CgroupTree {
         tcIngress = try LoadedProgram(loaded.program(named: "mesh_tc_ingress"))
         tcEgress = try LoadedProgram(loaded.program(named: "mesh_tc_egress"))
         var programs: [(name: String, program: LoadedProgram)] = []
-        for hook in KernelSide.cgroupHooks {
+        for hook in CgroupHook.all {
             programs.append((hook.name, try LoadedProgram(loaded.program(named: hook.program))))
         }
         cgroupPrograms = programs
@@ -293,12 +269,7 @@ final class KernelSide: CgroupTree {
     }
 
     private static func isOfThisLayout(_ pins: PinDirectory) -> Bool {
-        let path = PinDirectory.pin(of: PinDirectory.control, in: pins.mapDirectory)
-        guard let map = try? BPFMap.pinned(at: path, name: PinDirectory.control),
-            map.valueSize == MemoryLayout<mesh_control>.size,
-            let found = try? map.lookup(UInt32(0), as: mesh_control.self)
-        else { return false }
-        return found.abi_version == layout && found.instance != 0
+        (try? mesh_control.pinned(in: pins.mapDirectory))?.abi_version == layout
     }
 
     /// Whether there are pinned maps of the layout that this agent knows.
@@ -334,7 +305,7 @@ final class KernelSide: CgroupTree {
                     program throws(SystemError) in
                     try BPFLink.cgroup(program, path: path)
                 })
-            StartStep.reached(KernelSide.cgroupHooks[index].program)
+            StartStep.reached(CgroupHook.all[index].program)
         }
         cgroupID = id
         do throws(SystemError) {
@@ -365,7 +336,7 @@ final class KernelSide: CgroupTree {
         _ program: LoadedProgram, at place: PinPlace, target: UInt64, make: @escaping Attachment.Make
     ) throws(SystemError) -> Attachment {
         let pin = pins?.link(program.program.name, place)
-        if let pin { wantedLinks.insert(pin) }
+        if let pin { wantedLinks?.insert(pin) }
         let made = try Attachment(program, target: target, pin: pin, make: make)
         pinError = pinError ?? made.pinError
         return made
@@ -375,11 +346,11 @@ final class KernelSide: CgroupTree {
     /// gone, or not configured any more.
     /// - Returns: What could not be removed.
     func sweep() -> [SystemError] {
-        guard let pins else { return [] }
+        guard let pins, let wanted = wantedLinks.take() else { return [] }
         var failures: [SystemError] = []
         pins.removeSpare()
         pins.removeOtherPrograms()
-        for link in pins.links where !wantedLinks.contains(link) {
+        for link in pins.links where !wanted.contains(link) {
             do throws(SystemError) { try pins.remove(link: link) } catch { failures.append(error) }
         }
         return failures
@@ -441,14 +412,15 @@ final class KernelSide: CgroupTree {
         // Hooks that are not attached are told of already.
         guard let canary, !hooks.contains(where: { !$0.isAttached }) else { return nil }
         func look() throws(SystemError) -> (hook: String, fault: String)? {
+            // Its ID is far from those of services, and what is mapped counts as resident: so not by mapping.
             try canary.check { until throws(SystemError) in
                 var breaker = mesh_breaker()
                 breaker.mode = UInt8(MESH_MODE_ENFORCE.rawValue)
                 breaker.override_state = UInt8(MESH_OVERRIDE_OPEN.rawValue)
                 breaker.override_until_ns = until
-                try breakersMap.update(ServiceTable.canary, breaker)
+                try breakers.breakersMap.update(ServiceTable.canary, breaker)
             } refused: { () throws(SystemError) in
-                let tally = try attemptsMap.lookup(ServiceTable.canary, as: mesh_attempts.self)
+                let tally = try breakers.attemptsMap.lookup(ServiceTable.canary, as: mesh_attempts.self)
                 return tally?.count.0.1 ?? 0
             }
         }
@@ -559,8 +531,8 @@ final class KernelSide: CgroupTree {
             let ways =
                 link.kind == "veth"
                 ? [(tcEgress, .egress), (tcIngress, .ingress)] : [(tcEgress, TrafficDirection.egress)]
+            var links: [Attachment] = []
             do {
-                var links: [Attachment] = []
                 for (program, direction) in ways {
                     links.append(
                         try attach(program, at: place, target: UInt64(link.index)) {
@@ -570,11 +542,13 @@ final class KernelSide: CgroupTree {
                 }
                 return InterfaceAttachment(link, links: links)
             } catch {
+                // Half an attachment is none, and its pin would outlive the interface.
+                for link in links { link.remove() }
                 guard error.errno == EINVAL else { throw error }
             }
         }
         let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
-        wantedLinks.formUnion(marks)
+        wantedLinks?.formUnion(marks)
         return try InterfaceAttachment(link, marks: marks) { [unowned self] owns throws(SystemError) in
             try filter(link, marks, owns: owns)
         }
@@ -582,6 +556,7 @@ final class KernelSide: CgroupTree {
 
     /// Attaches with filters. The marks come before what they stand for, so that nothing is ever left without.
     private func filter(_ link: Link, _ marks: [String], owns: Bool) throws(SystemError) -> TCFilter {
+        let isFirst = !marks.contains(where: exists)
         var mayOwn = owns
         if let mark = marks.first, let qdisc = marks.last {
             mayOwn = owns || exists(qdisc)
@@ -595,11 +570,17 @@ final class KernelSide: CgroupTree {
             } catch { pinError = pinError ?? error }
             StartStep.reached("filter-marked")
         }
-        var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
-        try filter.attach(tcEgress.program, .egress)
-        if link.kind == "veth" { try filter.attach(tcIngress.program, .ingress) }
-        StartStep.reached("filter-attached")
-        return filter
+        do throws(SystemError) {
+            var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
+            try filter.attach(tcEgress.program, .egress)
+            if link.kind == "veth" { try filter.attach(tcIngress.program, .ingress) }
+            StartStep.reached("filter-attached")
+            return filter
+        } catch {
+            // Nothing is there for the marks to stand for; but an earlier agent's filters may be.
+            if isFirst || error.errno == ENODEV { for mark in marks { rmdir(mark) } }
+            throw error
+        }
     }
 
     // MARK: - Taking over
@@ -611,11 +592,7 @@ final class KernelSide: CgroupTree {
         found.leaseUntil = mesh_load_acquire_u64(field(\mesh_control.lease_until_ns))
         found.nextService = min(
             mesh_load_acquire_u32(field(\mesh_control.next_service)), ServiceTable.firstDiscovered)
-        try reserve(service: found.nextService)
-        for service in 1..<max(1, found.nextService) {
-            let entry = breakers.element(Int(service), as: mesh_breaker.self).pointee
-            if let word = BreakerKernelWord(entry) { found.words[service] = word }
-        }
+        found.words = try breakers.words(below: found.nextService)
         for (pid, trace) in try bindings.entries(keys: UInt32.self, values: mesh_trace_id.self) {
             if let trace = TraceID(trace.bytes) { found.bindings.append((pid, trace)) }
         }
@@ -646,7 +623,7 @@ final class KernelSide: CgroupTree {
         learn: (UInt32, Sample.Role, IPAddress, UInt16) -> Void, take: (UnsafeRawBufferPointer) -> Void
     ) throws(SystemError) {
         guard let replaced else { return }
-        try replaced.moveAttempts(to: attemptsMap)
+        try replaced.moveAttempts(to: breakers.attemptsMap)
         for (key, id) in replaced.discoveries() {
             // Known by now under another ID, or full: then samples keep this one, and its name.
             try? discoveredMap.update(key, id, .create)
@@ -701,36 +678,18 @@ final class KernelSide: CgroupTree {
 
     // MARK: - What programs read
 
-    /// So many services' breakers and attempts are mapped at a time.
-    private static let servicesPerMapping = 1024
-
     /// Makes room for the breakers of services with IDs up to this one.
-    func reserve(service: UInt32) throws(SystemError) {
-        guard Int(service) >= breakers.count || Int(service) >= attempts.count else { return }
-        let count = (Int(service) / KernelSide.servicesPerMapping + 1) * KernelSide.servicesPerMapping
-        breakers = try breakersMap.mapped(count)
-        attempts = try attemptsMap.mapped(count, writable: false)
-    }
+    func reserve(service: UInt32) throws(SystemError) { try breakers.reserve(service: service) }
 
-    /// Writes a breaker. When it opens, the state comes last; when it closes, first: a program that
-    /// reads in between sees one or the other, never an old deadline with a new state.
-    func write(_ word: BreakerKernelWord, service: UInt32) {
-        let entry = breakers[Int(service)]
-        var head = UInt32(word.state.rawValue) | UInt32(word.mode.rawValue) << 8
-        head |= UInt32(word.forced?.rawValue ?? 0) << 16
-        let drain = word.drain ? MESH_BREAKER_DRAIN.rawValue : 0
-        let alert = word.alert ? MESH_BREAKER_ALERT.rawValue : 0
-        head |= (drain | alert) << 24
-        let opens = word.mayReject
-        // The first four fields are bytes of one word, so that they change together.
-        if !opens { mesh_store_release_u32(entry, head) }
-        mesh_store_release_u32(entry + 4, word.probeShare)
-        mesh_store_release_u64(entry + 8, word.openUntil)
-        mesh_store_release_u64(entry + 16, word.probeInterval)
-        mesh_store_release_u64(entry + 24, word.overrideUntil)
-        mesh_store_release_u64(entry + 32, word.slow)
-        mesh_store_release_u32(entry + 40, word.urgentClasses)
-        if opens { mesh_store_release_u32(entry, head) }
+    /// Writes a breaker, and how many may reject.
+    /// - Parameters:
+    ///   - before: What was last written.
+    ///   - enforcing: How many may reject, to be kept up to date.
+    func write(
+        _ word: BreakerKernelWord, inPlaceOf before: BreakerKernelWord?, service: UInt32,
+        enforcing: inout UInt32
+    ) {
+        breakers.write(word, inPlaceOf: before, service: service, enforcing: &enforcing, control)
     }
 
     private func field(_ path: PartialKeyPath<mesh_control>) -> UnsafeMutableRawPointer {
@@ -741,7 +700,7 @@ final class KernelSide: CgroupTree {
     func setLease(until time: UInt64) { mesh_store_release_u64(field(\mesh_control.lease_until_ns), time) }
 
     /// How many breakers may reject; 0 lets tc pass everything at once.
-    func setEnforcing(_ count: UInt32) { mesh_store_release_u32(field(\mesh_control.enforcing), count) }
+    func setEnforcing(_ count: UInt32) { BreakerMaps.setEnforcing(count, control) }
 
     /// When the ring buffer is looked at whatever happens: until then the kernel wakes nobody. 0: it does.
     func setNextLook(at time: UInt64) { mesh_store_release_u64(field(\mesh_control.next_look_ns), time) }
@@ -828,18 +787,7 @@ final class KernelSide: CgroupTree {
     }
 
     /// The decisions on a service's attempts, but for those that were simply admitted.
-    func attempts(_ service: UInt32) -> KernelAttempts {
-        let entry = attempts[Int(service)]
-        func point(_ point: mesh_point) -> KernelAttempts.Point {
-            func count(_ decision: mesh_decision) -> UInt64 {
-                mesh_load_relaxed_u64(entry + Int(point.rawValue * 4 + decision.rawValue) * 8)
-            }
-            return KernelAttempts.Point(
-                rejected: count(MESH_DECISION_REJECTED), probe: count(MESH_DECISION_PROBE),
-                wouldReject: count(MESH_DECISION_WOULD_REJECT))
-        }
-        return KernelAttempts(connect: point(MESH_POINT_CONNECT), request: point(MESH_POINT_REQUEST))
-    }
+    func attempts(_ service: UInt32) -> BreakerAttempts { breakers.attempts(service) }
 
     /// What the kernel discovered, read from its map.
     func discovered() -> [(id: UInt32, role: Sample.Role, address: IPAddress, port: UInt16)] {
@@ -859,12 +807,17 @@ final class KernelSide: CgroupTree {
         return true
     }
 
+    /// The root's: kernfs begins to count with it.
+    private static let rootCgroup: UInt64 = 1
+
     /// The path of the cgroup with that ID, from the root of cgroup2; nil if there is none any more.
     func path(ofCgroup id: UInt64) -> String? {
         guard let bytes = try? BPFLink.iterator(cgroupIterator, overCgroup: id).readIterator() else {
             return nil
         }
-        return bytes.isEmpty ? "/" : String(decoding: bytes, as: UTF8.self)
+        // The root has an empty one, and so has a cgroup that went between being found and being read.
+        if bytes.isEmpty { return id == KernelSide.rootCgroup ? "/" : nil }
+        return String(decoding: bytes, as: UTF8.self)
     }
 
     /// Every tracked connection, in every network namespace.

@@ -53,6 +53,8 @@ struct MetricsTests {
         snapshot.samplesLost = [("ring", 1), ("storage", 0)]
         snapshot.leaseAge = 400_000_000
         snapshot.refusedCalls = 16
+        snapshot.logLinesDropped = 17
+        snapshot.isControlListening = true
         snapshot.checks = 17
         snapshot.faults = [("cgroup", 3, 2, 1), ("interface", 0, 0, 0)]
         snapshot.isProven = true
@@ -159,6 +161,8 @@ struct MetricsTests {
         "mesh_agent_series_dropped_total 0", "mesh_agent_over_discovery_limit_total 0",
         "mesh_agent_lease_age_seconds 0.4",
         "mesh_agent_refused_calls_total 16",
+        "mesh_agent_log_lines_dropped_total 17",
+        "mesh_agent_control_listening 1",
         "mesh_agent_enforcement_checks_total 17",
         "mesh_agent_enforcement_faults_total{part=\"cgroup\"} 3",
         "mesh_agent_enforcement_faults_total{part=\"interface\"} 0",
@@ -190,6 +194,7 @@ struct MetricsTests {
         "mesh_agent_samples_lost_total counter", "mesh_agent_series_dropped_total counter",
         "mesh_agent_over_discovery_limit_total counter",
         "mesh_agent_lease_age_seconds gauge", "mesh_agent_refused_calls_total counter",
+        "mesh_agent_log_lines_dropped_total counter", "mesh_agent_control_listening gauge",
         "mesh_agent_enforcement_checks_total counter", "mesh_agent_enforcement_faults_total counter",
         "mesh_agent_enforcement_repairs_total counter", "mesh_agent_enforcement_broken gauge",
         "mesh_agent_enforcement_proven gauge",

@@ -3,6 +3,7 @@ that are made for the test and gone after it."""
 
 import contextlib
 import ctypes
+import errno
 import glob
 import itertools
 import json
@@ -66,6 +67,13 @@ def cgroup_mount():
     raise AssertionError("no cgroup2 is mounted")
 
 
+def fill(path):
+    """Takes what room there is."""
+    with open(path, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"." * 4096):
+            pass
+
+
 class Cgroup:
     """A cgroup2 directory; `path` is relative to the mount and begins with a slash."""
 
@@ -89,8 +97,11 @@ class Cgroup:
     def id(self):
         return os.stat(self.directory).st_ino
 
+    def at(self, name):
+        return Cgroup(self.path.rstrip("/") + "/" + name)
+
     def child(self, name):
-        made = Cgroup(self.path.rstrip("/") + "/" + name)
+        made = self.at(name)
         os.mkdir(made.directory)
         return made
 
@@ -99,8 +110,16 @@ class Cgroup:
             file.write(str(pid))
 
     def pids(self):
-        with open(self.procs) as file:
-            return [int(line) for line in file]
+        """The processes in it."""
+        try:
+            with open(self.procs) as file:
+                return [int(line) for line in file]
+        except OSError as error:
+            # A threaded cgroup has threads alone.
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            with open(os.path.join(self.directory, "cgroup.threads")) as file:
+                return [int(line) for line in file]
 
     def remove(self):
         """Ends what still runs inside and removes the directory with all below it."""
