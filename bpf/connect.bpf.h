@@ -30,12 +30,22 @@ static __always_inline void choose_trace(u8 *trace_id)
 		   1; /* all zero would be invalid (W3C Trace Context, 3.2.2.3) */
 }
 
+/* The agent's own try, with which it proves that a connect() is refused. */
+static __always_inline bool is_canary(const u8 *address, u16 port)
+{
+	const u32 *words = (const u32 *)address;
+
+	return unlikely(port == MESH_CANARY_PORT) && words[3] == bpf_htonl(MESH_CANARY_ADDRESS) &&
+	       words[2] == bpf_htonl(0xffff) && !words[1] && !words[0];
+}
+
 static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 {
 	struct mesh_connection *connection;
 	struct bpf_sock *sk = ctx->sk;
 	struct tcp_sock *tcp;
 	u16 port = bpf_ntohs(ctx->user_port);
+	bool canary;
 
 	/* An MPTCP socket has a protocol number of its own. */
 	if (!sk || !address || ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
@@ -54,19 +64,25 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 	end_connection(connection, tcp, MESH_OUTCOME_UNREACHABLE);
 
 	__builtin_memset(connection, 0, sizeof(*connection));
-	connection->role = MESH_ROLE_CLIENT;
-	connection->service = find_service(address, port, MESH_ROLE_CLIENT);
+	/* No exemption is for the canary, and if it is let through, nothing is counted of it. */
+	canary = is_canary(address, port);
+	connection->role = canary ? MESH_ROLE_IGNORED : MESH_ROLE_CLIENT;
+	connection->service =
+		canary ? MESH_SERVICE_CANARY : find_service(address, port, MESH_ROLE_CLIENT);
 	connection->generation = control.generation;
 	connection->workload = workload_of(tcp);
-	connection->exempt = port == DNS_PORT ||
-			     bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||
-			     in_networks(&exempt, address);
+	connection->exempt =
+		!canary &&
+		(port == DNS_PORT || bpf_get_current_pid_tgid() >> 32 == control.agent_tgid ||
+			in_networks(&exempt, address));
 	if (!connection->exempt)
 		connection->connect_decision = admit(connection->service, MESH_POINT_CONNECT);
 	if (connection->connect_decision == MESH_DECISION_REJECTED) {
 		bpf_set_retval(-ECONNREFUSED);
 		return 0;
 	}
+	if (canary)
+		return 1;
 	connection->probe_connect = connection->connect_decision == MESH_DECISION_PROBE;
 	choose_trace(connection->trace_id);
 	connection->phase = PHASE_CONNECTING;
@@ -77,7 +93,7 @@ static __noinline int on_connect(struct bpf_sock_addr *ctx, u8 *address)
 SEC("cgroup/connect4")
 int mesh_connect4(struct bpf_sock_addr *ctx)
 {
-	u8 address[16];
+	u8 address[16] __attribute__((aligned(8)));
 
 	/* The kernel takes 0.0.0.0 for this host. */
 	map_ipv4(address, ctx->user_ip4 ? ctx->user_ip4 : bpf_htonl(INADDR_LOOPBACK));

@@ -12,6 +12,14 @@ public enum TrafficDirection: String, Sendable, CaseIterable {
     case egress
 }
 
+/// What a link does at a moment, as the kernel tells it.
+public struct LinkState: Equatable, Sendable {
+    /// The program that runs, by the kernel's number.
+    public var program: UInt32
+    /// Where: a cgroup's ID, or an interface's number; 0 if it was detached, or what it was attached to is gone.
+    public var target: UInt64
+}
+
 /// A program attached somewhere; detached when this goes away, unless it is pinned.
 public struct BPFLink: ~Copyable, Sendable {
     private let file: FileDescriptor
@@ -46,16 +54,22 @@ public struct BPFLink: ~Copyable, Sendable {
         return BPFLink(FileDescriptor(owning: result), pin: path)
     }
 
-    /// Whether it still is attached: the kernel detaches it when its cgroup or interface goes.
-    public var isAttached: Bool {
+    /// What it does now. For links to cgroups and interfaces.
+    public func state() throws(SystemError) -> LinkState {
         var info = bpf_link_info()
         var size = UInt32(MemoryLayout<bpf_link_info>.size)
-        guard bpf_obj_get_info_by_fd(descriptor, &info, &size) == 0 else { return false }
-        // A tcx link, which older headers do not know, has the number of its interface where XDP's has it.
-        return info.type == BPF_LINK_TYPE_CGROUP.rawValue ? info.cgroup.cgroup_id != 0 : info.xdp.ifindex != 0
+        let result = bpf_obj_get_info_by_fd(descriptor, &info, &size)
+        guard result == 0 else { throw SystemError("inspect", "an eBPF link", errno: -result) }
+        // A tcx link begins with the interface's number, as an xdp link does, which older headers know.
+        let isCgroup = info.type == BPF_LINK_TYPE_CGROUP.rawValue
+        return LinkState(
+            program: info.prog_id, target: isCgroup ? info.cgroup.cgroup_id : UInt64(info.xdp.ifindex))
     }
 
-    /// Pins it: from now on it outlives this process.
+    /// Whether it still is attached: the kernel detaches it when its cgroup or interface goes.
+    public var isAttached: Bool { ((try? state())?.target ?? 0) != 0 }
+
+    /// Pins it: from now on it outlives this process. Again, if that pin was removed.
     public mutating func pin(at path: String) throws(SystemError) {
         let result = bpf_obj_pin(descriptor, path)
         guard result == 0 else { throw SystemError("pin", "the eBPF link \(path)", errno: -result) }

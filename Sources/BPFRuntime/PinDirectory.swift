@@ -81,9 +81,14 @@ public struct PinDirectory: Sendable {
     }
 
     /// Makes sure that something can be pinned there.
+    /// - Parameter mayMount: Whether to mount the bpf file system if need be, which an agent at work may not.
     /// - Throws: If there is no bpf file system, or it cannot be written to.
-    public func prepare() throws(SystemError) {
-        if path.hasPrefix("/sys/fs/bpf/") { try Mount.ensureBPF() }
+    public func prepare(mayMount: Bool = true) throws(SystemError) {
+        if !mayMount {
+            try checkMount()
+        } else if path.hasPrefix("/sys/fs/bpf/") {
+            try Mount.ensureBPF()
+        }
         let parent = directory(of: path)
         // An agent that ends removes the parent if it is empty, which it may be in between.
         for attempt in 1...10 {
@@ -102,6 +107,17 @@ public struct PinDirectory: Sendable {
                 hint: "choose a directory below /sys/fs/bpf")
         }
         try make(linkDirectory)
+    }
+
+    /// Says so if the bpf file system is gone from below the pins.
+    private func checkMount() throws(SystemError) {
+        var place = path
+        while !exists(place) { place = directory(of: place) }
+        guard try Mount.isBPF(place) else {
+            throw SystemError(
+                "pin in", path, errno: ENOENT, reason: "the bpf file system is not mounted there any more",
+                hint: "mount it again")
+        }
     }
 
     private func make(_ directory: String) throws(SystemError) {
@@ -162,7 +178,7 @@ public struct PinDirectory: Sendable {
         try mark(spare)
         for name in object.programNames {
             let program = try object.program(named: name)
-            try program.pin(at: "\(spare)/\(name)-\(program.attachType.rawValue)")
+            try program.pin(at: "\(spare)/\(pin(of: program))")
         }
         guard rename(spare, programs(with: maps)) == 0 else { throw SystemError("put in place", spare) }
     }
@@ -183,6 +199,11 @@ public struct PinDirectory: Sendable {
             let path = "\(mapDirectory)/\(name)"
             if path != PinDirectory.programs(with: mapDirectory) { removeMaps(path) }
         }
+    }
+
+    /// Where a program's pin is in the directory of its build.
+    static func pin(of program: borrowing BPFProgram) -> String {
+        "\(program.name)-\(program.attachType.rawValue)"
     }
 
     // MARK: Links

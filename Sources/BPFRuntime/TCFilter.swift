@@ -101,6 +101,18 @@ public struct TCFilter: ~Copyable {
         attached[direction] = id
     }
 
+    /// The directions whose filter is not there any more, or runs another program.
+    public func missing() throws(SystemError) -> [TrafficDirection] {
+        var missing: [TrafficDirection] = []
+        for (direction, id) in attached {
+            let isThere = try Self.filters(socket, interface, direction).contains {
+                $0.priority == priority && $0.handle == handle && $0.programID == id
+            }
+            if !isThere { missing.append(direction) }
+        }
+        return missing
+    }
+
     deinit {
         if isKept { return }
         // What fails here is an interface that is gone, and its filters with it.

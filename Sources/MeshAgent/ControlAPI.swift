@@ -27,10 +27,14 @@ func metricsRouter(_ shared: SharedState) -> HTTPRouter<HTTPHandler> {
         return .deferred
     }
     router.add("GET", "/healthz") { _ in
-        .respond(shared.isAlive ? .text("ok\n") : .text("the engine has not turned for 30 s\n", status: 503))
+        .respond(shared.isAlive ? .text("ok") : .text("the engine has not turned for 30 s", status: 503))
     }
-    router.add("GET", "/readyz") { _ in
-        .respond(shared.isReady && shared.isAlive ? .text("ready\n") : .text("not ready\n", status: 503))
+    router.add("GET", "/readyz") { exchange in
+        guard shared.isReady && shared.isAlive else {
+            return .respond(.text("not ready", status: 503))
+        }
+        shared.mailbox.post(.ask(exchange) { engine, _ in engine.readiness() })
+        return .deferred
     }
     return router
 }
@@ -128,6 +132,13 @@ extension Engine {
                 "error": kernel.pinError.map { .string($0.description) } ?? .null,
                 "takeover": .bool(kernel.isTakeover),
             ],
+            "enforcement": [
+                "checks": .integer(faults.checks), "faults": .integer(faults.found.reduce(0, +)),
+                "repairs": .integer(faults.repaired.reduce(0, +)),
+                "broken": .array(faults.broken.map { json($0) }),
+                "proven": .bool(kernel.isProven),
+                "unproven_reason": kernel.unprovenReason.map { .string($0.description) } ?? .null,
+            ],
             "lease": [
                 "seconds": .seconds(configuration.breakers.lease), "age_seconds": .seconds(age),
                 "valid": .bool(age < configuration.breakers.lease),
@@ -165,6 +176,14 @@ extension Engine {
                 "received_ok": .integer(counters[.stampReceivedOK]),
                 "received_out_of_scope": .integer(counters[.stampReceivedOutOfScope]),
             ],
+        ]
+    }
+
+    private func json(_ fault: Fault) -> JSONValue {
+        [
+            "part": .string(fault.part.rawValue), "what": .string(fault.what),
+            "where": .string(fault.place), "fault": .string(fault.fault),
+            "error": fault.error.map { .string($0.description) } ?? .null,
         ]
     }
 

@@ -37,6 +37,10 @@ final class Engine {
     /// Records counted in one go before breakers are shown what has come since.
     private static let recordsPerLook = 256
 
+    /// How often is looked whether all is attached as it was; and how old the last look may be when somebody
+    /// asks whether the agent is ready.
+    private static let checkIntervals: (usual: UInt64, asked: UInt64) = (5_000_000_000, 1_000_000_000)
+
     /// How often series of workloads that are long gone are looked for: a minute.
     private static let sweepInterval: UInt64 = 60_000_000_000
 
@@ -85,6 +89,11 @@ final class Engine {
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
+    private var lastCheck = MonotonicClock.now()
+    /// What was found missing of what enforces.
+    private(set) var faults = FaultBook()
+    /// Why it cannot be tried out, as the log was told.
+    private var unprovenReason: SystemError?
     /// Those that the log has told of.
     private var refusedCalls: UInt64 = 0
     /// The state for the next agent; nil if nothing outlives this one.
@@ -171,6 +180,7 @@ final class Engine {
         confine()
         // Whoever is killed from here on has left who is who.
         commit(MonotonicClock.now())
+        check(MonotonicClock.now())
         shared.setReady(true)
         ServiceManager.tell(.ready)
         StartStep.reached("ready")
@@ -382,6 +392,7 @@ final class Engine {
             dropGoneFollowers()
             lookAtFiles()
         }
+        if now >= lastCheck + Engine.checkIntervals.usual { check(now) }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
             if intake.sweep(at: now) { journal?.rewrite() }
@@ -412,11 +423,7 @@ final class Engine {
                 }
             }
         case Token.links.rawValue:
-            do {
-                for event in try links.events() { linkChanged(event) }
-            } catch {
-                log.write(.error, "cannot follow network interfaces", ["error": .string(error.description)])
-            }
+            followLinks()
         case let token where token >= Token.process.rawValue:
             let pid = UInt32(truncatingIfNeeded: token)
             if bindings.unbind(pid: pid) {
@@ -437,6 +444,14 @@ final class Engine {
         }
     }
 
+    private func followLinks() {
+        do {
+            for event in try links.events() { linkChanged(event) }
+        } catch {
+            log.write(.error, "cannot follow network interfaces", ["error": .string(error.description)])
+        }
+    }
+
     private func linkChanged(_ event: LinkEvent) {
         guard let done = kernel.linkChanged(event, wanted: configuration.interfaces) else { return }
         if let error = done.error {
@@ -445,6 +460,49 @@ final class Engine {
         } else {
             log.write(.info, done.message, ["interface": .string(done.interface)])
         }
+    }
+
+    // MARK: - Proof
+
+    /// Looks whether what enforces is there and is the agent's own, mends what is not, and tells of it.
+    private func check(_ now: UInt64) {
+        lastCheck = now
+        // An interface that went is no fault.
+        followLinks()
+        for news in faults.note(kernel.check()) {
+            switch news {
+            case .repaired(let fault):
+                tell(.warning, "something of what enforces was missing, and was repaired", fault)
+            case .broken(let fault):
+                tell(.error, "something of what enforces is missing, and cannot be repaired", fault)
+            case .over(let fault):
+                tell(.info, "what was missing of what enforces is missing no longer", fault)
+            }
+        }
+        if let error = kernel.unprovenReason, error != unprovenReason {
+            log.write(
+                .info, "that connects are refused cannot be tried, and so is not proven",
+                ["error": .string(error.description)])
+        }
+        unprovenReason = kernel.unprovenReason
+    }
+
+    private func tell(_ level: LogLevel, _ message: String, _ fault: Fault) {
+        log.write(
+            level, message,
+            [
+                "part": .string(fault.part.rawValue), "what": .string(fault.what),
+                "where": .string(fault.place), "fault": .string(fault.fault),
+                "error": fault.error.map { .string($0.description) } ?? .null,
+            ])
+    }
+
+    /// Whether the agent enforces what it should, looked at now or a moment ago.
+    func readiness() -> HTTPReply {
+        let now = MonotonicClock.now()
+        if now >= lastCheck + Engine.checkIntervals.asked { check(now) }
+        if let reason = faults.reason { return .respond(.text("not ready: \(reason)", status: 503)) }
+        return .respond(.text("ready"))
     }
 
     // MARK: - Samples

@@ -79,64 +79,30 @@ final class KernelSide: CgroupTree {
     private(set) var replaced: ReplacedMaps?
     /// Of those, the ones of which nothing could be kept.
     private(set) var notKept: [String] = []
-    private let pinLock: FileDescriptor?
+    /// The maps and programs that are pinned; nil if nothing could be.
+    private let pinSet: PinSet?
     /// The pins and marks that this agent wants, so that the others can go; nil once they went.
     private var wantedLinks: Set<String>? = []
     private let netns = NetworkNamespace.current
     private let filterHandle: UInt32
-    private let tcIngress: BPFProgram
-    private let tcEgress: BPFProgram
-    private let cgroupPrograms: [(name: String, program: Program)]
+    private let tcIngress: LoadedProgram
+    private let tcEgress: LoadedProgram
+    private let cgroupPrograms: [(name: String, program: LoadedProgram)]
+    /// The cgroup that they are attached to, and why they are not, if that is so.
+    private var cgroupID: UInt64 = 0
+    private var cgroupTrouble: String?
+    private var canary: Canary?
+    /// Why there is no canary, and why it could not be tried; nil if there is one, and if it could.
+    private var canaryError: SystemError?
+    private var tryError: SystemError?
+    /// Why nothing is proven; nil if something is, or could be.
+    var unprovenReason: SystemError? { canaryError ?? tryError }
+    /// Whether the last look found that the canary was refused.
+    private(set) var isProven = false
+    private var isCanaryKnownBroken = false
     private var cgroupLinks: [Attachment] = []
     private var attachments: [Int32: InterfaceAttachment] = [:]
     private let forceClsact: Bool
-
-    // Boxes, because collections cannot hold what is not copyable.
-    private final class Program {
-        let program: BPFProgram
-        init(_ program: consuming BPFProgram) { self.program = program }
-    }
-    private final class Attachment {
-        private var link: BPFLink?
-        init(_ link: consuming BPFLink) { self.link = consume link }
-        func remove() {
-            if let link = link.take() { link.remove() }
-        }
-    }
-    private final class InterfaceAttachment {
-        /// As last told: it may have been renamed.
-        var link: Link
-        let mode: InterfaceMode
-        private let links: [Attachment]
-        private var filter: TCFilter?
-        /// The marks of the filter, to be removed after it.
-        private let marks: [String]
-
-        init(_ link: Link, links: [Attachment]) {
-            self.link = link
-            mode = .tcx
-            self.links = links
-            filter = nil
-            marks = []
-        }
-
-        init(_ link: Link, filter: consuming TCFilter, marks: [String]) {
-            self.link = link
-            mode = .clsact
-            links = []
-            self.filter = consume filter
-            self.marks = marks
-        }
-
-        func remove() {
-            for link in links { link.remove() }
-            filter = nil
-            for mark in marks { rmdir(mark) }
-        }
-
-        /// From now on it stays when the agent ends.
-        func keep() { filter?.isKept = true }
-    }
 
     /// What is in the endpoint maps now, to write only differences.
     private var writtenEndpoints: [Endpoint: UInt32] = [:]
@@ -170,7 +136,6 @@ final class KernelSide: CgroupTree {
         cgroupRoot = root
         cgroupPath = KernelSide.normalized(configuration.cgroup, root: root)
         var loaded = try KernelSide.load(PinDirectory(instance))
-        pinLock = loaded.lock.take()
         pins = loaded.pins
         pinError = loaded.error
         let old = loaded.pins.flatMap { pins in
@@ -196,13 +161,23 @@ final class KernelSide: CgroupTree {
         connectionsMap = try loaded.map(named: "connections")
         connectionIterator = try loaded.program(named: "mesh_connections")
         cgroupIterator = try loaded.program(named: "mesh_cgroup")
-        tcIngress = try loaded.program(named: "mesh_tc_ingress")
-        tcEgress = try loaded.program(named: "mesh_tc_egress")
-        var programs: [(name: String, program: Program)] = []
+        tcIngress = try LoadedProgram(loaded.program(named: "mesh_tc_ingress"))
+        tcEgress = try LoadedProgram(loaded.program(named: "mesh_tc_egress"))
+        var programs: [(name: String, program: LoadedProgram)] = []
         for hook in CgroupHook.all {
-            programs.append((hook.name, Program(try loaded.program(named: hook.program))))
+            programs.append((hook.name, try LoadedProgram(loaded.program(named: hook.program))))
         }
         cgroupPrograms = programs
+        if let pins, let lock = loaded.lock.take() {
+            let set = PinSet(pins, lock: lock)
+            for map in PinDirectory.maps { try set.add(loaded.map(named: map)) }
+            try set.add(connectionIterator)
+            try set.add(cgroupIterator)
+            for program in [tcIngress, tcEgress] + programs.map(\.program) { try set.add(program.program) }
+            pinSet = set
+        } else {
+            pinSet = nil
+        }
         let control = self.control.element(0, as: mesh_control.self)
         control.pointee.agent_tgid = UInt32(getpid())
         if !loaded.isTakeover {
@@ -321,44 +296,50 @@ final class KernelSide: CgroupTree {
     /// Attaches the cgroup programs, in the place of an earlier agent's.
     func attach() throws(SystemError) {
         let path = KernelSide.full(cgroupPath, root: cgroupRoot)
-        var status = stat()
-        guard stat(path, &status) == 0 else { throw SystemError("look at", path) }
-        let place = PinPlace(cgroup: UInt64(status.st_ino))
+        let id = try KernelSide.cgroupID(path)
+        // Those of a cgroup that is gone.
+        while let link = cgroupLinks.popLast() { link.remove() }
         for (index, hook) in cgroupPrograms.enumerated() {
             cgroupLinks.append(
-                try attach(hook.program.program, at: place) { program throws(SystemError) in
+                try attach(hook.program, at: PinPlace(cgroup: id), target: id) {
+                    program throws(SystemError) in
                     try BPFLink.cgroup(program, path: path)
                 })
             StartStep.reached(CgroupHook.all[index].program)
         }
+        cgroupID = id
+        do throws(SystemError) {
+            canary = try Canary(cgroup: path, isInside: isInside)
+            canaryError = nil
+        } catch {
+            (canary, canaryError) = (nil, error)
+        }
+    }
+
+    /// Whether the agent is in the cgroup that the programs are attached to.
+    private var isInside: Bool {
+        if cgroupPath == "/" { return true }
+        guard let text = try? readText("/proc/self/cgroup"),
+            let line = text.split(separator: "\n").first(where: { $0.hasPrefix("0::") })
+        else { return false }
+        return "\(line.dropFirst(3))/".hasPrefix(cgroupPath + "/")
+    }
+
+    private static func cgroupID(_ path: String) throws(SystemError) -> UInt64 {
+        var status = stat()
+        guard stat(path, &status) == 0 else { throw SystemError("look at", "the cgroup \(path)") }
+        return UInt64(status.st_ino)
     }
 
     /// Puts a program in the place of an earlier agent's; where there is none, attaches it.
     private func attach(
-        _ program: borrowing BPFProgram, at place: PinPlace,
-        make: (borrowing BPFProgram) throws(SystemError) -> BPFLink
+        _ program: LoadedProgram, at place: PinPlace, target: UInt64, make: @escaping Attachment.Make
     ) throws(SystemError) -> Attachment {
-        guard let pins else { return Attachment(try make(program)) }
-        let path = pins.link(program.name, place)
-        wantedLinks?.insert(path)
-        if let link = try BPFLink.pinned(at: path) {
-            do {
-                try link.update(program)
-                return Attachment(link)
-            } catch {
-                // What it was attached to is gone, and something of the same number there.
-                guard error.errno == ENOLINK else { throw error }
-                link.remove()
-            }
-        }
-        var link = try make(program)
-        StartStep.reached("link-made")
-        do {
-            try link.pin(at: path)
-        } catch {
-            pinError = pinError ?? error
-        }
-        return Attachment(link)
+        let pin = pins?.link(program.program.name, place)
+        if let pin { wantedLinks?.insert(pin) }
+        let made = try Attachment(program, target: target, pin: pin, make: make)
+        pinError = pinError ?? made.pinError
+        return made
     }
 
     /// Removes what an earlier agent attached and this one does not want: interfaces and cgroups that are
@@ -388,18 +369,125 @@ final class KernelSide: CgroupTree {
         for attachment in attachments.values where pins != nil { attachment.keep() }
     }
 
-    /// The cgroup hooks.
+    /// The cgroup hooks, as last seen.
     var hooks: [KernelHook] {
         cgroupPrograms.enumerated().map { index, hook in
-            KernelHook(
-                name: hook.name, place: "cgroup \(cgroupPath)", isAttached: index < cgroupLinks.count,
-                detail: "")
+            let isThere = index < cgroupLinks.count
+            let trouble = cgroupTrouble ?? (isThere ? cgroupLinks[index].trouble : nil)
+            return KernelHook(
+                name: hook.name, place: "cgroup \(cgroupPath)", isAttached: isThere && trouble == nil,
+                detail: trouble ?? "")
         }
     }
 
-    /// The interfaces that rejected requests can be reset on.
+    /// The interfaces that rejected requests can be reset on, as last seen.
     var interfaces: [(name: String, mode: InterfaceMode)] {
-        attachments.values.map { ($0.link.name, $0.mode) }.sorted { $0.name < $1.name }
+        attachments.values.filter { $0.trouble == nil }.map { ($0.link.name, $0.mode) }
+            .sorted { $0.name < $1.name }
+    }
+
+    // MARK: - Looking after what is attached
+
+    /// Looks whether everything is attached and pinned as it was, and mends what is not.
+    /// - Returns: What was not.
+    func check() -> [Fault] {
+        var faults = checkCgroup()
+        for attachment in attachments.values {
+            guard let found = attachment.check() else { continue }
+            faults.append(
+                Fault(
+                    part: .interface, what: attachment.mode.rawValue,
+                    place: "interface \(attachment.link.name)", fault: found.fault, error: found.error))
+        }
+        if let fault = checkPins() { faults.append(fault) }
+        if let fault = checkCanary() { faults.append(fault) }
+        return faults
+    }
+
+    /// Tries whether a connect is refused. If somebody else's program takes that back, the agent's are attached
+    /// anew, once, to be the last to decide.
+    private func checkCanary() -> Fault? {
+        isProven = false
+        tryError = nil
+        // Hooks that are not attached are told of already.
+        guard let canary, !hooks.contains(where: { !$0.isAttached }) else { return nil }
+        func look() throws(SystemError) -> (hook: String, fault: String)? {
+            // Its ID is far from those of services, and what is mapped counts as resident: so not by mapping.
+            try canary.check { until throws(SystemError) in
+                var breaker = mesh_breaker()
+                breaker.mode = UInt8(MESH_MODE_ENFORCE.rawValue)
+                breaker.override_state = UInt8(MESH_OVERRIDE_OPEN.rawValue)
+                breaker.override_until_ns = until
+                try breakers.breakersMap.update(ServiceTable.canary, breaker)
+            } refused: { () throws(SystemError) in
+                let tally = try breakers.attemptsMap.lookup(ServiceTable.canary, as: mesh_attempts.self)
+                return tally?.count.0.1 ?? 0
+            }
+        }
+        func fault(_ found: (hook: String, fault: String), _ error: SystemError?) -> Fault {
+            Fault(
+                part: .canary, what: "canary", place: "\(found.hook) of cgroup \(cgroupPath)",
+                fault: found.fault, error: error)
+        }
+        do throws(SystemError) {
+            guard let found = try look() else {
+                isProven = true
+                isCanaryKnownBroken = false
+                return nil
+            }
+            let refusal = SystemError(
+                "refuse", "connects", errno: EPERM, reason: "attaching anew did not help",
+                hint: "see what else is attached to this cgroup and those above it: bpftool cgroup tree")
+            if isCanaryKnownBroken { return fault(found, refusal) }
+            for (hook, link) in zip(cgroupPrograms, cgroupLinks) where hook.name.hasPrefix("connect") {
+                do throws(SystemError) { try link.renew() } catch { return fault(found, error) }
+            }
+            isProven = try look() == nil
+            isCanaryKnownBroken = !isProven
+            return fault(found, isProven ? nil : refusal)
+        } catch {
+            tryError = error
+            return nil
+        }
+    }
+
+    private func checkCgroup() -> [Fault] {
+        func fault(_ what: String, _ fault: String, _ error: SystemError?) -> Fault {
+            Fault(part: .cgroup, what: what, place: "cgroup \(cgroupPath)", fault: fault, error: error)
+        }
+        cgroupTrouble = nil
+        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
+        do throws(SystemError) {
+            // A cgroup of the same path is another one, if somebody removed it and made it anew.
+            guard try KernelSide.cgroupID(path) != cgroupID else {
+                return zip(cgroupPrograms, cgroupLinks).compactMap { hook, link in
+                    link.check().map { fault(hook.name, $0.fault, $0.error) }
+                }
+            }
+            try attach()
+            return [fault("all hooks", "the cgroup was removed and made anew", nil)]
+        } catch {
+            cgroupTrouble = "the cgroup was removed; \(error.description)"
+            return [fault("all hooks", "the cgroup was removed", error)]
+        }
+    }
+
+    /// Where nothing could be pinned at the start, nothing is missed.
+    private func checkPins() -> Fault? {
+        guard let pins, let pinSet else { return nil }
+        let interfaces = attachments.values
+        let missing =
+            pinSet.missing + cgroupLinks.count(where: \.isPinMissing)
+            + interfaces.reduce(0) { $0 + $1.missingPins }
+        pinError = nil
+        if missing == 0 { return nil }
+        do throws(SystemError) {
+            try pinSet.restore()
+            for link in cgroupLinks { try link.restorePin() }
+            for attachment in interfaces { try attachment.restorePins() }
+        } catch { pinError = error }
+        return Fault(
+            part: .pin, what: "pins", place: pins.path, fault: "\(missing) are gone", error: pinError)
     }
 
     /// Follows an interface that came, changed or went.
@@ -439,17 +527,17 @@ final class KernelSide: CgroupTree {
         defer { StartStep.reached("interface-attached") }
         let place = PinPlace(netns: netns, interface: link.index)
         if !forceClsact {
+            // Only the host's end of a pod's veth sees a local client's packets come in.
+            let ways =
+                link.kind == "veth"
+                ? [(tcEgress, .egress), (tcIngress, .ingress)] : [(tcEgress, TrafficDirection.egress)]
             var links: [Attachment] = []
             do {
-                links.append(
-                    try attach(tcEgress, at: place) { program throws(SystemError) in
-                        try BPFLink.tcx(program, interface: link.index, .egress)
-                    })
-                // Only the host's end of a pod's veth sees a local client's packets come in.
-                if link.kind == "veth" {
+                for (program, direction) in ways {
                     links.append(
-                        try attach(tcIngress, at: place) { program throws(SystemError) in
-                            try BPFLink.tcx(program, interface: link.index, .ingress)
+                        try attach(program, at: place, target: UInt64(link.index)) {
+                            program throws(SystemError) in
+                            try BPFLink.tcx(program, interface: link.index, direction)
                         })
                 }
                 return InterfaceAttachment(link, links: links)
@@ -459,17 +547,19 @@ final class KernelSide: CgroupTree {
                 guard error.errno == EINVAL else { throw error }
             }
         }
-        return try filter(link, place)
+        let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
+        wantedLinks?.formUnion(marks)
+        return try InterfaceAttachment(link, marks: marks) { [unowned self] owns throws(SystemError) in
+            try filter(link, marks, owns: owns)
+        }
     }
 
     /// Attaches with filters. The marks come before what they stand for, so that nothing is ever left without.
-    private func filter(_ link: Link, _ place: PinPlace) throws(SystemError) -> InterfaceAttachment {
-        let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
+    private func filter(_ link: Link, _ marks: [String], owns: Bool) throws(SystemError) -> TCFilter {
         let isFirst = !marks.contains(where: exists)
-        var mayOwn = false
+        var mayOwn = owns
         if let mark = marks.first, let qdisc = marks.last {
-            wantedLinks?.formUnion(marks)
-            mayOwn = exists(qdisc)
+            mayOwn = owns || exists(qdisc)
             do throws(SystemError) {
                 try PinDirectory.mark(mark)
                 let hasQdisc = try TCFilter.hasQdisc(interface: link.index)
@@ -482,10 +572,10 @@ final class KernelSide: CgroupTree {
         }
         do throws(SystemError) {
             var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
-            try filter.attach(tcEgress, .egress)
-            if link.kind == "veth" { try filter.attach(tcIngress, .ingress) }
+            try filter.attach(tcEgress.program, .egress)
+            if link.kind == "veth" { try filter.attach(tcIngress.program, .ingress) }
             StartStep.reached("filter-attached")
-            return InterfaceAttachment(link, filter: filter, marks: marks)
+            return filter
         } catch {
             // Nothing is there for the marks to stand for; but an earlier agent's filters may be.
             if isFirst || error.errno == ENODEV { for mark in marks { rmdir(mark) } }

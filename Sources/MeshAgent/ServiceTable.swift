@@ -23,6 +23,9 @@ struct ServiceTable {
     /// are configured services'.
     static let firstDiscovered = UInt32(MESH_MAX_SERVICES) - 10_000
 
+    /// The last ID below them: the agent's canary's, and no service's.
+    static let canary = UInt32(MESH_SERVICE_CANARY)
+
     /// Whether an ID is one that the kernel may give.
     static func isDiscovered(_ id: UInt32) -> Bool {
         (firstDiscovered..<UInt32(MESH_MAX_SERVICES)).contains(id)
@@ -60,7 +63,7 @@ struct ServiceTable {
             guard let id = idByName[service.name] else { return true }
             return byID[id]?.kind != .configured
         }
-        guard next + UInt32(fresh) <= ServiceTable.firstDiscovered else { return nil }
+        guard next + UInt32(fresh) <= ServiceTable.canary else { return nil }
         var removed: [UInt32] = []
         for (id, info) in byID where info.kind == .configured && info.isActive && !names.contains(info.name) {
             byID[id]?.isActive = false
@@ -143,7 +146,7 @@ struct ServiceTable {
 
     /// Gives a service the ID that it had. False if it cannot have it.
     mutating func restore(id: UInt32, name: String, isConfigured: Bool, isActive: Bool) -> Bool {
-        guard id > 0, id < UInt32(MESH_MAX_SERVICES), !name.isEmpty,
+        guard id > 0, id < UInt32(MESH_MAX_SERVICES), id != ServiceTable.canary, !name.isEmpty,
             isConfigured == (id < ServiceTable.firstDiscovered)
         else { return false }
         if let known = byID[id] {

@@ -8,6 +8,13 @@ struct Status {
         let attached: Bool
         let detail: String
     }
+    struct Fault {
+        let part: String
+        let what: String
+        let place: String
+        let fault: String
+        let error: String
+    }
     struct Loss {
         let stage: String
         let count: Double
@@ -27,6 +34,9 @@ struct Status {
     let hooks: [Hook]
     let interfaces: [(name: String, mode: String)]
     let pins: (directory: String?, error: String?, takeover: Bool)
+    /// Nil: an agent of an older version, which does not look.
+    let enforcement:
+        (checks: Double, faults: Double, repairs: Double, broken: [Fault], isProven: Bool, unproven: String?)?
     let lease: (seconds: Double, age: Double, valid: Bool)
     let services: (configured: Double, discovered: Double, limit: Double)
     let breakers:
@@ -72,6 +82,18 @@ struct Status {
         self.pins = (
             try pins.optionalText("directory"), try pins.optionalText("error"), try pins.flag("takeover")
         )
+        enforcement = try answer.optional("enforcement").map { found throws(Failure) in
+            (
+                try found.number("checks"), try found.number("faults"), try found.number("repairs"),
+                try found.list("broken") { fault throws(Failure) in
+                    Fault(
+                        part: try fault.text("part"), what: try fault.text("what"),
+                        place: try fault.text("where"),
+                        fault: try fault.text("fault"), error: try fault.text("error"))
+                },
+                try found.flag("proven"), try found.optionalText("unproven_reason")
+            )
+        }
         let lease = try answer.member("lease")
         self.lease = (try lease.number("seconds"), try lease.number("age_seconds"), try lease.flag("valid"))
         let services = try answer.member("services")

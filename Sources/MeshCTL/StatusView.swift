@@ -41,6 +41,14 @@ enum StatusView {
             "pins",
             (pins.directory ?? "none") + (pins.takeover ? ", taken over from an earlier agent" : ""),
             pins.error == nil ? .plain : .yellow)
+        if let found = status.enforcement {
+            add(
+                "enforcement",
+                "checked \(Format.count(found.checks)) times, \(Format.count(found.faults)) faults, "
+                    + "\(Format.count(found.repairs)) repaired; refused connects "
+                    + (found.isProven ? "proven" : "not proven" + (found.unproven.map { ": \($0)" } ?? "")),
+                found.broken.isEmpty ? .plain : .red)
+        }
         let lease = status.lease
         add(
             "lease",
@@ -111,7 +119,17 @@ enum StatusView {
                     remedy: "The agent is stopped or starved. See its log and its CPU limit, and whether pid "
                         + "\(Format.plain(status.pid)) runs."))
         }
-        for hook in status.hooks where !hook.attached {
+        // What is not pinned is told below.
+        let broken = status.enforcement?.broken.filter { $0.part != "pin" } ?? []
+        for fault in broken {
+            problems.append(
+                Problem(
+                    what: "\(fault.what) at \(fault.place): \(fault.fault)",
+                    remedy: "See who did it. The agent tries to put it back every few seconds, but: "
+                        + fault.error))
+        }
+        let isTold = broken.contains { $0.part == "cgroup" }
+        for hook in status.hooks where !hook.attached && !isTold {
             let detail = hook.detail.isEmpty ? "" : ": \(hook.detail)"
             problems.append(
                 Problem(
@@ -126,7 +144,8 @@ enum StatusView {
                     what: "Not everything is pinned: \(error)",
                     remedy:
                         "All works, but what is enforced ends when the agent does. Mount the bpf file system "
-                        + "at /sys/fs/bpf where the agent can write to it, then restart the agent."))
+                        + "at /sys/fs/bpf where the agent can write to it. An agent that could pin nothing at its "
+                        + "start has to be restarted."))
         }
         if let error = status.configError {
             problems.append(

@@ -217,6 +217,7 @@ public struct MetricsEncoder: Sendable {
         writer.family(
             "mesh_agent_refused_calls", .counter, "System calls that were refused to the agent itself.")
         writer.sample("mesh_agent_refused_calls_total", [], snapshot.refusedCalls)
+        encodeFaults(snapshot, &writer)
         writer.family(
             "mesh_agent_log_lines_dropped", .counter,
             "Lines of the agent's log that were never written: nobody read them, or the disk is full.")
@@ -239,6 +240,34 @@ public struct MetricsEncoder: Sendable {
         writer.sample("mesh_agent_state_failures_total", [], snapshot.state.failures)
         writer.family("mesh_agent_state_bytes", .gauge, "Size of the file that holds the state, in bytes.")
         writer.sample("mesh_agent_state_bytes", [], snapshot.state.bytes)
+    }
+
+    private func encodeFaults(_ snapshot: MetricsSnapshot, _ writer: inout MetricsWriter) {
+        writer.family(
+            "mesh_agent_enforcement_checks", .counter,
+            "How often the agent looked whether all that enforces is in place.")
+        writer.sample("mesh_agent_enforcement_checks_total", [], snapshot.checks)
+        let labels = snapshot.faults.map { MetricsWriter.labels(["part": $0.part]) }
+        writer.family(
+            "mesh_agent_enforcement_faults", .counter,
+            "What enforces and was found detached, replaced or removed, each once until it is over.")
+        for (labels, fault) in zip(labels, snapshot.faults) {
+            writer.sample("mesh_agent_enforcement_faults_total", labels, fault.found)
+        }
+        writer.family("mesh_agent_enforcement_repairs", .counter, "Of those, what the agent repaired.")
+        for (labels, fault) in zip(labels, snapshot.faults) {
+            writer.sample("mesh_agent_enforcement_repairs_total", labels, fault.repaired)
+        }
+        writer.family(
+            "mesh_agent_enforcement_broken", .gauge,
+            "What enforces and is missing now, because it could not be repaired.")
+        for (labels, fault) in zip(labels, snapshot.faults) {
+            writer.sample("mesh_agent_enforcement_broken", labels, fault.broken)
+        }
+        writer.family(
+            "mesh_agent_enforcement_proven", .gauge,
+            "1 if a connect that had to be refused was, when last tried, else 0.")
+        writer.sample("mesh_agent_enforcement_proven", [], snapshot.isProven ? 1 : 0)
     }
 
     private func encodeProcess(_ process: MetricsSnapshot.Process, _ writer: inout MetricsWriter) {

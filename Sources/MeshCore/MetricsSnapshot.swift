@@ -194,6 +194,13 @@ public struct MetricsSnapshot: Sendable {
     public var logLinesDropped: UInt64 = 0
     /// Whether the control socket is where clients look for it.
     public var isControlListening = false
+    /// What was found missing of what enforces, by part, each part once: how often, how often it was repaired,
+    /// and how much is missing now.
+    public var faults: [(part: String, found: UInt64, repaired: UInt64, broken: UInt64)] = []
+    /// How often was looked for that.
+    public var checks: UInt64 = 0
+    /// Whether the last look found that a connect is refused that has to be.
+    public var isProven = false
     /// Whether all that is enforced outlives the agent.
     public var isPinned = false
     /// The state that outlives the agent.

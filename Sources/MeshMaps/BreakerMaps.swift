@@ -13,7 +13,8 @@ public struct BreakerMaps: ~Copyable {
 
     /// The map of attempts.
     public let attemptsMap: BPFMap
-    private let breakersMap: BPFMap
+    /// The map of breakers.
+    public let breakersMap: BPFMap
     private var breakers: MappedArray
     private var attempts: MappedArray
 

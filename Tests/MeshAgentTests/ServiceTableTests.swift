@@ -29,7 +29,7 @@ private func service(_ name: String) -> Configuration.Service { .init(name: name
 
 @Test func numbersAreNotGivenTwice() throws {
     var table = ServiceTable()
-    let room = Int(ServiceTable.firstDiscovered) - 1
+    let room = Int(ServiceTable.canary) - 1
     let all = table.configure((0..<room).map { service("s\($0)") })
     #expect(all?.ids.count == room)
     let refused = table.configure([service("one more")])
@@ -42,6 +42,11 @@ private func service(_ name: String) -> Configuration.Service { .init(name: name
 @Test func discoveredServicesAreNamedByWhatTheyAre() throws {
     var table = ServiceTable()
     let base = ServiceTable.firstDiscovered
+    // The canary's is between them and the configured ones, and nobody's.
+    #expect(ServiceTable.canary + 1 == base && !ServiceTable.isDiscovered(ServiceTable.canary))
+    var others = ServiceTable()
+    let isTaken = others.restore(id: ServiceTable.canary, name: "it", isConfigured: true, isActive: true)
+    #expect(!isTaken)
     let v4 = try IPAddress("10.0.0.5"), v6 = try IPAddress("fd00::1"), none = IPAddress(high: 0, low: 0)
     let fresh = [
         table.discovered(id: base, role: .client, address: v4, port: 8080),

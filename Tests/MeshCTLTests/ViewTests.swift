@@ -17,6 +17,7 @@ import Testing
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
             pins         /sys/fs/bpf/mesh-agent, taken over from an earlier agent
+            enforcement  checked 2,316 times, 2 faults, 2 repaired; refused connects proven
             lease        valid, renewed 0.4s ago, lasts 10s
             services     3 configured, 12 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 0 open, 0 half_open (at most 1), 0 overridden
@@ -39,6 +40,7 @@ import Testing
             hooks        3 of 3 attached: connect4, connect6, sock_ops
             interfaces   lo (tcx), eth0 (clsact)
             pins         /sys/fs/bpf/mesh-agent, taken over from an earlier agent
+            enforcement  checked 2,316 times, 2 faults, 2 repaired; refused connects proven
             lease        valid, renewed 0.4s ago, lasts 10s
             services     3 configured, 12 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 0 open, 0 half_open (at most 1), 0 overridden
@@ -70,6 +72,8 @@ import Testing
             hooks        1 of 2 attached: connect4
             interfaces   none
             pins         none
+            enforcement  checked 2,316 times, 3 faults, 0 repaired; refused connects not proven: cannot make a socket in the cgroup
+                         /: device or resource busy
             lease        EXPIRED, renewed 14s ago, lasts 10s
             services     3 configured, 1,000 discovered (at most 1,000)
             breakers     2 enforce, 1 observe; 1 open, 0 half_open (at most 1), 1 overridden
@@ -81,11 +85,12 @@ import Testing
             11 problems
             ! The lease is over: the kernel admits everything, whatever automatic breakers say.
               The agent is stopped or starved. See its log and its CPU limit, and whether pid 1234 runs.
-            ! Hook connect6 is not attached at cgroup /: operation not permitted
-              What it sees and enforces is missing. Run `meshctl doctor`, then restart the agent.
+            ! connect6 at cgroup /: somebody detached it
+              See who did it. The agent tries to put it back every few seconds, but: cannot attach mesh_connect6 to cgroup /:
+              operation not permitted
             ! Not everything is pinned: cannot mount the bpf file system: operation not permitted
               All works, but what is enforced ends when the agent does. Mount the bpf file system at /sys/fs/bpf where the agent can
-              write to it, then restart the agent.
+              write to it. An agent that could pin nothing at its start has to be restarted.
             ! The last reload was refused: /etc/mesh-agent/config.json:7: services[0].breaker.openFor: "5" needs a unit
               The configuration loaded at 2026-01-01 23:51:05Z is still in force. Correct the file, then: kill -HUP 1234
             ! 1 system call refused to the agent: a fault in it, or somebody else's code.

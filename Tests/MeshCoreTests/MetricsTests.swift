@@ -55,6 +55,9 @@ struct MetricsTests {
         snapshot.refusedCalls = 16
         snapshot.logLinesDropped = 17
         snapshot.isControlListening = true
+        snapshot.checks = 17
+        snapshot.faults = [("cgroup", 3, 2, 1), ("interface", 0, 0, 0)]
+        snapshot.isProven = true
         snapshot.isPinned = true
         snapshot.state.isKept = true
         (snapshot.state.commits, snapshot.state.failures, snapshot.state.bytes) = (8, 1, 4096)
@@ -160,6 +163,14 @@ struct MetricsTests {
         "mesh_agent_refused_calls_total 16",
         "mesh_agent_log_lines_dropped_total 17",
         "mesh_agent_control_listening 1",
+        "mesh_agent_enforcement_checks_total 17",
+        "mesh_agent_enforcement_faults_total{part=\"cgroup\"} 3",
+        "mesh_agent_enforcement_faults_total{part=\"interface\"} 0",
+        "mesh_agent_enforcement_repairs_total{part=\"cgroup\"} 2",
+        "mesh_agent_enforcement_repairs_total{part=\"interface\"} 0",
+        "mesh_agent_enforcement_broken{part=\"cgroup\"} 1",
+        "mesh_agent_enforcement_broken{part=\"interface\"} 0",
+        "mesh_agent_enforcement_proven 1",
         "mesh_agent_pinned 1",
         "mesh_agent_state_kept 1",
         "mesh_agent_state_commits_total 8",
@@ -184,6 +195,9 @@ struct MetricsTests {
         "mesh_agent_over_discovery_limit_total counter",
         "mesh_agent_lease_age_seconds gauge", "mesh_agent_refused_calls_total counter",
         "mesh_agent_log_lines_dropped_total counter", "mesh_agent_control_listening gauge",
+        "mesh_agent_enforcement_checks_total counter", "mesh_agent_enforcement_faults_total counter",
+        "mesh_agent_enforcement_repairs_total counter", "mesh_agent_enforcement_broken gauge",
+        "mesh_agent_enforcement_proven gauge",
         "mesh_agent_pinned gauge", "mesh_agent_state_kept gauge",
         "mesh_agent_state_commits_total counter", "mesh_agent_state_failures_total counter",
         "mesh_agent_state_bytes gauge", "process_cpu_seconds_total counter",

@@ -113,9 +113,12 @@ class Agent:
         port=PORT,
         arguments=(),
         capabilities=CAPABILITIES,
+        home=None,
     ):
         self.world, self.directory, self.port = world, pathlib.Path(directory), port
         self.cgroup = cgroup or world.host.scratch
+        # Where it runs itself: outside of what it measures, unless said otherwise.
+        self.home = home or world.host.home
         self.environment = {**os.environ, **(environment or {})}
         self.arguments, self.capabilities = list(arguments), capabilities
         # Words before the command, and before those that confine it.
@@ -163,7 +166,7 @@ class Agent:
             "--log-format",
             "json",
             *self.arguments,
-            cgroup=self.world.host.home,
+            cgroup=self.home,
             stdout=self.log,
             stderr=self.log,
             env={**self.environment, **environment},
@@ -240,6 +243,9 @@ class Agent:
 
     def pins(self):
         """The directory of this agent's pins, if there is one."""
+        if "--pins" in self.arguments:
+            directory = self.arguments[self.arguments.index("--pins") + 1]
+            return directory if os.path.exists(directory) else None
         name = re.sub("[^A-Za-z0-9-]", "_", self.control)
         return next(iter(glob.glob(f"/sys/fs/bpf/mesh-agent/{name}_????????")), None)
 

@@ -133,4 +133,19 @@ int foreign_conn4(struct bpf_sock_addr *context)
 	return context->user_port != bpf_htons(FOREIGN_PORT);
 }
 
+/* Takes back what other programs at the same cgroups decided before. */
+SEC("cgroup/connect4")
+int foreign_undo4(struct bpf_sock_addr *context)
+{
+	bpf_set_retval(0);
+	return 1;
+}
+
+SEC("cgroup/connect6")
+int foreign_undo6(struct bpf_sock_addr *context)
+{
+	bpf_set_retval(0);
+	return 1;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

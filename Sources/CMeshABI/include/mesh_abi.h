@@ -2,7 +2,7 @@
 /*
  * The one header that both sides compile: every record and every map value that passes between
  * the eBPF programs (bpf/) and the Swift agent. docs/abi.md describes it byte by byte; a change
- * here is a change of MESH_ABI_VERSION.
+ * of what is in a record or a map is a change of MESH_ABI_VERSION.
  *
  * Addresses are 16 bytes, IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2). Ports are host order. Times
  * are CLOCK_MONOTONIC nanoseconds, as bpf_ktime_get_ns() gives them. Structs are padded by hand.
@@ -21,6 +21,13 @@
 #define MESH_SERVICE_OTHER 0
 /* How many service IDs there are: the length of the per-service arrays. */
 #define MESH_MAX_SERVICES 32768
+/*
+ * The service of the agent's canary: a connect() to an address of this host's own, 127.77.65.78
+ * port 1, that has to be refused. No configured or discovered service has this ID.
+ */
+#define MESH_SERVICE_CANARY 22767
+#define MESH_CANARY_ADDRESS 0x7f4d414e
+#define MESH_CANARY_PORT 1
 /* How many endpoints all configured services may have together. */
 #define MESH_MAX_ENDPOINTS 262144
 /* The bytes of the ring buffer. 4 MiB is about 58,000 samples. */

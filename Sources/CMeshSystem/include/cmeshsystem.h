@@ -115,6 +115,14 @@ int mesh_reduce_capabilities(uint64_t keep);
 int mesh_filter_calls(void);
 /* How many calls the filter has refused, and the number of the last one. */
 uint64_t mesh_refused_calls(int *last);
+/*
+ * Makes two TCP sockets, IPv4 and IPv6, that do not block and belong to a cgroup2 directory's
+ * cgroup for as long as they live, whoever uses them: by a child that begins its short life there,
+ * or goes there. Where the machine has no IPv6, the second is -1.
+ */
+int mesh_sockets_of_cgroup(const char *path, int sockets[2]);
+/* The same two, of the calling thread's own cgroup. */
+int mesh_own_sockets(int sockets[2]);
 /* Sends a datagram to a UNIX socket; a path that begins with @ is in the abstract namespace. */
 int mesh_send_to(const char *path, const char *message);
 /* deflateInit2() with a gzip header; a zlib status. */
