@@ -27,8 +27,11 @@ let package = Package(
         .target(
             name: "BPFRuntime", dependencies: ["CLibBPF", "CMeshABI", "MeshSystem"],
             plugins: ["BPFObject"]),
-        .target(name: "MeshAgent", dependencies: ["MeshCore", "MeshSystem", "BPFRuntime", "CMeshABI"]),
-        .target(name: "MeshCTL", dependencies: ["MeshCore", "MeshSystem", "BPFRuntime"]),
+        // What the agent and meshctl both do with the maps.
+        .target(name: "MeshMaps", dependencies: ["MeshCore", "MeshSystem", "BPFRuntime", "CMeshABI"]),
+        .target(
+            name: "MeshAgent", dependencies: ["MeshCore", "MeshSystem", "MeshMaps", "BPFRuntime", "CMeshABI"]),
+        .target(name: "MeshCTL", dependencies: ["MeshCore", "MeshSystem", "MeshMaps", "BPFRuntime"]),
         .executableTarget(name: "mesh-agent", dependencies: ["MeshAgent"]),
         .executableTarget(name: "meshctl", dependencies: ["MeshCTL"]),
 

@@ -148,13 +148,13 @@ static __always_inline int emit_inline(
 		/*
 		 * While urgent samples keep coming, the reader looks by itself every now and then,
 		 * and is not woken for each. That is asked once there is a record, so that a reader
-		 * that stops looking meanwhile finds it, and waits for it. A quarter full: it is
+		 * that stops looking meanwhile finds it, and waits for it. Half full: it is
 		 * woken whatever the sample says. One in 16 asks, by its time.
 		 */
 		wanted = (wanted && end->time_ns >= control.next_look_ns) ||
 			 (unlikely(!(end->time_ns & 0x3c0)) &&
 				 bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
-					 MESH_RING_BYTES / 4);
+					 MESH_RING_BYTES / 2);
 		bpf_ringbuf_submit(sample, wanted ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	}
 	return 0;

@@ -46,6 +46,15 @@ public struct BPFLink: ~Copyable, Sendable {
         return BPFLink(FileDescriptor(owning: result), pin: path)
     }
 
+    /// Whether it still is attached: the kernel detaches it when its cgroup or interface goes.
+    public var isAttached: Bool {
+        var info = bpf_link_info()
+        var size = UInt32(MemoryLayout<bpf_link_info>.size)
+        guard bpf_obj_get_info_by_fd(descriptor, &info, &size) == 0 else { return false }
+        // A tcx link, which older headers do not know, has the number of its interface where XDP's has it.
+        return info.type == BPF_LINK_TYPE_CGROUP.rawValue ? info.cgroup.cgroup_id != 0 : info.xdp.ifindex != 0
+    }
+
     /// Pins it: from now on it outlives this process.
     public mutating func pin(at path: String) throws(SystemError) {
         let result = bpf_obj_pin(descriptor, path)

@@ -208,6 +208,39 @@ public struct PinDirectory: Sendable {
     /// Every link's pin and every filter's mark.
     public var links: [String] { directoryNames(linkDirectory).map { "\(linkDirectory)/\($0)" } }
 
+    /// Something that an agent left attached.
+    public struct Attached: Equatable, Sendable {
+        /// Where.
+        public enum Place: Equatable, Sendable {
+            /// A cgroup, by its ID.
+            case cgroup(UInt64)
+            /// An interface, by the number of its network namespace and its own.
+            case interface(netns: UInt64, Int32)
+        }
+        /// The program's name; `clsact` for the filters of an interface.
+        public let program: String
+        /// Where it is.
+        public let place: Place
+    }
+
+    /// What is attached by the pinned links, and by the filters that are marked.
+    public var attached: [Attached] {
+        links.compactMap { path in
+            let name = path.split(separator: "/").last!
+            guard let dash = name.firstIndex(of: "-") else { return nil }
+            let program = String(name[..<dash])
+            let text = name[name.index(after: dash)...]
+            if program == "qdisc" { return nil }
+            if program != "clsact" {
+                guard let link = try? BPFLink.pinned(at: path), link.isAttached else { return nil }
+            }
+            if let (netns, interface) = PinPlace.parse(text) {
+                return Attached(program: program, place: .interface(netns: netns, interface))
+            }
+            return UInt64(text).map { Attached(program: program, place: .cgroup($0)) }
+        }
+    }
+
     /// Detaches a link, or removes the filters that a mark stands for, and removes the pin or the mark.
     /// - Returns: What there was, as an item of a list for people; nil for what is no item of its own.
     /// - Throws: If the filters could not be removed; the mark is still there then.

@@ -51,7 +51,7 @@ enum ConfigurationFailure: Error, CustomStringConvertible {
 func loadConfiguration(_ path: String) throws(ConfigurationFailure) -> Configuration {
     let bytes: [UInt8]
     do {
-        bytes = try readFile(path, limit: JSONNode.maximumBytes)
+        bytes = try readSettledFile(path, limit: JSONNode.maximumBytes)
     } catch {
         // Root without CAP_DAC_OVERRIDE is a user like others.
         let isNotOurs = error.errno == EACCES
@@ -191,19 +191,20 @@ private func serve(
         ],
         report: { log.write(.warning, $0) })
     // A thread of its own: overrides do not wait for whoever scrapes.
-    let commands = try HTTPServer(
-        services: [
-            HTTPService(
-                listener: control, router: controlRouter(shared, log: log), maxConnections: 256,
-                errorResponse: { status, text in
-                    .json(["error": .string(text), "suggestion": nil], status: status)
-                })
-        ],
-        isFavoured: true, report: { log.write(.warning, $0) })
+    let commands = try ControlServer(path: options.control, control) { listener throws(SystemError) in
+        let service = HTTPService(
+            listener: listener, router: controlRouter(shared, log: log), maxConnections: 256,
+            errorResponse: { status, text in
+                .json(["error": .string(text), "suggestion": nil], status: status)
+            })
+        let server = try HTTPServer(
+            services: [service], isFavoured: true, report: { log.write(.warning, $0) })
+        return (server, service)
+    }
     let engine = try Engine(
         options: options, configuration: configuration, kernel: kernel, links: LinkMonitor(),
         signals: signals,
-        shared: shared, log: log)
+        shared: shared, commands: commands, log: log)
     defer {
         server.stop()
         commands.stop()

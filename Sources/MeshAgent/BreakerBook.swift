@@ -26,6 +26,8 @@ struct BreakerBook {
         fileprivate var heldToldAt: UInt64?
         /// Since when there is the override that was saved last; 0: none was.
         fileprivate var savedOverride: UInt64 = 0
+        /// Whether a save that has not come to it yet has what it was already.
+        fileprivate var isKept = false
         /// Whether it is what an earlier agent's was, by the state.
         fileprivate(set) var isRestored = false
 
@@ -45,6 +47,10 @@ struct BreakerBook {
 
     private(set) var slots: [Slot] = []
     private var dirty = DirtyRows()
+    /// Those that a save that is under way has still to add; rows of others that have changed since.
+    private var unsaved = DirtyRows()
+    private var kept: [UInt64] = []
+    private var isSaving = false
     /// By service, until `configure` makes a slot of it.
     private var remembered: [UInt32: Remembered] = [:]
     /// Of each slot, the classes of statuses that hold its failures: asked for each sample, so kept together.
@@ -78,7 +84,7 @@ struct BreakerBook {
             kept.insert(service)
             if let index = slot(of: service) {
                 guard slots[index].breaker.policy != policy else { continue }
-                dirty.mark(index)
+                willChange(index)
                 changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
                 failureClasses[index] = policy.failureStatuses.classMask
             } else {
@@ -93,6 +99,7 @@ struct BreakerBook {
             var off = slots[index].breaker.policy
             guard off.mode != .off else { continue }
             off.mode = .off
+            willChange(index)
             changes.append((index, slots[index].breaker.replacePolicy(off, at: now)))
         }
         share = BreakerOpenShare(
@@ -110,6 +117,7 @@ struct BreakerBook {
         _ service: UInt32, _ word: BreakerKernelWord, override: BreakerOverride?, at now: UInt64
     ) {
         guard let index = slot(of: service) else { return }
+        willChange(index)
         let before = slots[index].breaker.holdsOpen
         slots[index].breaker.restore(word, override: override, at: now)
         slots[index].written = word
@@ -123,6 +131,7 @@ struct BreakerBook {
         slotOfService[Int(service)] = Int32(slots.count)
         failureClasses.append(policy.failureStatuses.classMask)
         dirty.append()
+        unsaved.append(isMarked: false)
         guard let known = remembered.removeValue(forKey: service) else {
             slots.append(
                 Slot(service: service, breaker: Breaker(policy: policy, seed: UInt64(service), at: now)))
@@ -139,23 +148,64 @@ struct BreakerBook {
 
     // MARK: - What outlives the agent
 
-    /// Adds the breakers that have changed since the last time, or all of them.
-    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+    /// Begins to save: every breaker that has changed since the last time, or all of them, as it is now.
+    mutating func beginSave(_ scope: StateScope) {
+        if isSaving {
+            // One that could not be written to its end; everything is saved now.
+            var all = Int.max
+            unsaved.take(&all) { slots[$0].isKept = false }
+            kept = []
+        }
+        if scope == .everything {
+            dirty.markAll()
+            for index in slots.indices { slots[index].savedOverride = 0 }
+        }
+        swap(&dirty, &unsaved)
+        isSaving = true
+    }
+
+    /// Adds breakers as they were at `beginSave`.
+    /// - Parameter limit: How many at most; so many less afterwards.
+    mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
+        guard isSaving else { return }
         slots.withUnsafeMutableBufferPointer { slots in
-            scope.forEach(&dirty) { index in
-                let slot = slots.baseAddress! + index
-                writer.breaker(
-                    service: slot.pointee.service, slot.pointee.breaker.memory,
-                    admittedConnects: slot.pointee.admittedConnects,
-                    admittedRequests: slot.pointee.admittedRequests)
-                let since = slot.pointee.breaker.override?.since ?? 0
-                if since != (scope == .everything ? 0 : slot.pointee.savedOverride) {
-                    writer.append(
-                        .override(service: slot.pointee.service, slot.pointee.breaker.override))
+            unsaved.take(&limit) { index in
+                // What was kept from changing is among `kept`.
+                if slots[index].isKept {
+                    slots[index].isKept = false
+                } else {
+                    BreakerBook.save(slots.baseAddress! + index, to: &writer)
                 }
-                slot.pointee.savedOverride = since
             }
         }
+        guard limit > 0 else { return }
+        writer.append(made: kept)
+        kept = []
+        isSaving = false
+    }
+
+    private static func save(_ slot: UnsafeMutablePointer<Slot>, to writer: inout StateWriter) {
+        writer.breaker(
+            service: slot.pointee.service, slot.pointee.breaker.memory,
+            admittedConnects: slot.pointee.admittedConnects,
+            admittedRequests: slot.pointee.admittedRequests)
+        let since = slot.pointee.breaker.override?.since ?? 0
+        if since != slot.pointee.savedOverride {
+            writer.append(.override(service: slot.pointee.service, slot.pointee.breaker.override))
+        }
+        slot.pointee.savedOverride = since
+    }
+
+    /// To be called before a breaker changes: notes that it does, and where a save that is under way has not come
+    /// to it yet, keeps what it was for that.
+    private mutating func willChange(_ index: Int) {
+        if isSaving && unsaved.contains(index) && !slots[index].isKept {
+            var writer = StateWriter(capacity: 128)
+            slots.withUnsafeMutableBufferPointer { BreakerBook.save($0.baseAddress! + index, to: &writer) }
+            kept += writer.flush().bytes.bindMemory(to: UInt64.self)
+            slots[index].isKept = true
+        }
+        dirty.mark(index)
     }
 
     /// Takes over a row of an agent before; false if it makes no sense. What is restored takes effect with
@@ -200,7 +250,7 @@ struct BreakerBook {
 
     private mutating func record(_ sample: Sample, slot index: Int) -> Change {
         let mayOpen = share.mayOpen
-        dirty.mark(index)
+        willChange(index)
         // Reached through a pointer, because Swift would copy so large a value, and write it back.
         let (change, holds, deadline) = slots.withUnsafeMutableBufferPointer { slots in
             let slot = slots.baseAddress! + index
@@ -235,10 +285,10 @@ struct BreakerBook {
 
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
     private mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
-        slots.withUnsafeMutableBufferPointer { slots in
+        willChange(slot)
+        return slots.withUnsafeMutableBufferPointer { slots in
             // An alert that the kernel has may have to be taken back.
             guard !slots[slot].writtenAlert, slots[slot].breaker.recordQuietly(sample) else { return false }
-            dirty.mark(slot)
             slots[slot].admittedRequests += 1
             return true
         }
@@ -260,7 +310,7 @@ struct BreakerBook {
         for index in slots.indices {
             guard let deadline = slots[index].breaker.nextDeadline, deadline <= now else { continue }
             let before = slots[index].breaker.holdsOpen
-            dirty.mark(index)
+            willChange(index)
             changes.append((index, slots[index].breaker.tick(now)))
             share.update(from: before, to: slots[index].breaker.holdsOpen)
         }
@@ -270,6 +320,7 @@ struct BreakerBook {
 
     /// Lets a breaker's window slide, for those who look at it.
     mutating func refresh(_ index: Int, at now: UInt64) -> [BreakerTransition] {
+        willChange(index)
         let before = slots[index].breaker.holdsOpen
         let transitions = slots[index].breaker.tick(now)
         afterChange(of: index, heldOpen: before)
@@ -278,6 +329,7 @@ struct BreakerBook {
 
     /// Forces a state; nil if the breaker takes no overrides.
     mutating func force(_ index: Int, _ override: BreakerOverride, at now: UInt64) -> [BreakerTransition]? {
+        willChange(index)
         let before = slots[index].breaker.holdsOpen
         let transitions = slots[index].breaker.setOverride(override, at: now)
         afterChange(of: index, heldOpen: before)
@@ -286,6 +338,7 @@ struct BreakerBook {
 
     /// Ends an override, if there is one.
     mutating func release(_ index: Int, at now: UInt64) -> [BreakerTransition] {
+        willChange(index)
         let before = slots[index].breaker.holdsOpen
         let transitions = slots[index].breaker.endOverride(at: now)
         afterChange(of: index, heldOpen: before)
@@ -312,7 +365,6 @@ struct BreakerBook {
     }
 
     private mutating func afterChange(of index: Int, heldOpen before: Bool) {
-        dirty.mark(index)
         share.update(from: before, to: slots[index].breaker.holdsOpen)
         if let deadline = slots[index].breaker.nextDeadline { nextDeadline = min(nextDeadline, deadline) }
     }

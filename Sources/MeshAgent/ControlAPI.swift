@@ -93,13 +93,6 @@ func controlRouter(_ shared: SharedState, log: Log) -> HTTPRouter<HTTPHandler> {
     return router
 }
 
-/// Why the agent says no, as a sentence for people.
-struct Refusal: Error {
-    let status: Int
-    let text: String
-    var suggestion: String?
-}
-
 // MARK: - Looking
 
 extension Engine {
@@ -241,16 +234,10 @@ extension Engine {
     /// The slot of a service's breaker.
     func breaker(named name: String) throws(Refusal) -> Int {
         guard let id = services.id(named: name) else {
-            throw Refusal(
-                status: 404, text: "there is no service named \(name.quoted())",
-                suggestion: NearestName.suggest(name, from: services.activeNames))
+            throw .noService(name, among: services.activeNames)
         }
         guard let slot = breakers.slot(of: id), breakers.slots[slot].breaker.policy.mode != .off else {
-            throw Refusal(
-                status: 409,
-                text:
-                    "\(name.quoted()) is only observed: give it a \"breaker\" in the configuration to break it"
-            )
+            throw .noBreaker(name)
         }
         return slot
     }
@@ -259,57 +246,14 @@ extension Engine {
         let now = MonotonicClock.now()
         refresh(index, at: now)
         let slot = breakers.slots[index]
-        let breaker = slot.breaker
         let name = services.name(slot.service)
-        let counts = breaker.counts
-        let tally = kernel.attempts(slot.service)
-        var fields: [(key: String, value: JSONValue)] = [
-            ("service", .string(name)), ("id", .integer(slot.service)),
-            ("state", .string(breaker.state.label)),
-            ("mode", .string(breaker.policy.mode.label)),
-            ("reason", breaker.reason.map { .string($0.rawValue) } ?? .null),
-            ("since", .time(wallTime(breaker.since))),
-            ("open_until", breaker.openDeadline.map { .time(wallTime($0)) } ?? .null),
-            ("probe_share", .number(breaker.probeShare)),
-            ("probe_successes", .integer(breaker.probeSuccesses)),
-            (
-                "override",
-                breaker.override.map {
-                    [
-                        "state": .string($0.forced.label), "actor": .string($0.actor),
-                        "reason": .string($0.reason),
-                        "since": .time(wallTime($0.since)), "expires_at": .time(wallTime($0.expiresAt)),
-                    ]
-                } ?? .null
-            ),
-            (
-                "window",
-                [
-                    "seconds": .seconds(breaker.policy.window), "requests": .integer(counts.requests),
-                    "failures": .integer(counts.failures), "failure_ratio": .number(counts.failureRatio),
-                    "slow": .integer(counts.slow), "slow_ratio": .number(counts.slowRatio),
-                    "consecutive_failures": .integer(breaker.consecutiveFailures),
-                ]
-            ),
-            (
-                "attempts",
-                [
-                    "connect": attemptsJSON(slot.admittedConnects, tally.connect),
-                    "request": attemptsJSON(slot.admittedRequests, tally.request),
-                ]
-            ),
-            ("held_closed", .bool(breaker.heldClosed)),
-        ]
+        var attempts = kernel.attempts(slot.service)
+        attempts.connect.admitted = slot.admittedConnects
+        attempts.request.admitted = slot.admittedRequests
+        var fields = slot.breaker.json(
+            service: name, id: slot.service, attempts: attempts, wallOffset: Engine.wallOffset())
         if withHistory { fields.append(("history", .array(history.events(of: name).map(\.json)))) }
         return .object(fields)
-    }
-
-    private func attemptsJSON(_ admitted: UInt64, _ tally: KernelAttempts.Point) -> JSONValue {
-        [
-            "admitted": .integer(admitted), "rejected": .integer(tally.rejected),
-            "probe": .integer(tally.probe),
-            "would_reject": .integer(tally.wouldReject),
-        ]
     }
 
     func events(_ exchange: HTTPExchange) -> HTTPReply {
@@ -330,9 +274,7 @@ extension Engine {
     func flows(_ exchange: HTTPExchange) throws(Refusal) -> HTTPReply {
         let service = exchange.request.parameter("service")
         if let service, services.id(named: service) == nil {
-            throw Refusal(
-                status: 404, text: "there is no service named \(service.quoted())",
-                suggestion: NearestName.suggest(service, from: services.activeNames))
+            throw .noService(service, among: services.activeNames)
         }
         var trace: TraceID?
         if let text = exchange.request.parameter("trace") {
@@ -393,27 +335,15 @@ extension Engine {
 // MARK: - Changing
 
 extension Engine {
-    /// The longest override: a week.
-    private static let longestOverride = 7 * 24 * 3600.0
-
     func force(_ forced: BreakerOverride.Forced, _ exchange: HTTPExchange) throws(Refusal) -> JSONValue {
         let slot = try breaker(named: exchange.parameters[0])
         let body = try body(exchange)
-        guard let reason = body["reason"]?.string, reason.contains(where: { !$0.isWhitespace }) else {
-            throw Refusal(status: 400, text: "an override needs a reason")
-        }
-        guard reason.utf8.count <= 500 else {
-            throw Refusal(status: 400, text: "the reason is longer than 500 bytes")
-        }
         let given = body["for_seconds"] ?? .null
-        guard let seconds = given.isNull ? 900 : given.double else {
+        guard let seconds = given.isNull ? OverrideWish.usualSeconds : given.double else {
             throw Refusal(status: 400, text: "\"for_seconds\" is a number of seconds")
         }
-        guard seconds > 0, seconds <= Engine.longestOverride else {
-            throw Refusal(status: 400, text: "an override lasts more than nothing and at most a week")
-        }
-        force(
-            slot, forced, actor: actor(exchange), reason: reason, for: UInt64(seconds * 1_000_000_000))
+        let wish = try OverrideWish(reason: body["reason"]?.string, seconds: seconds)
+        force(slot, forced, actor: actor(exchange), reason: wish.reason, for: wish.duration)
         return breakerJSON(slot, withHistory: false)
     }
 
@@ -472,16 +402,11 @@ extension Engine {
 
     /// Who asks, as histories and logs name them.
     private func actor(_ exchange: HTTPExchange) -> String {
-        guard let peer = exchange.peer else { return "unknown" }
-        let name = userName(ofUID: peer.uid) ?? "uid \(peer.uid)"
-        return "\(name) (pid \(peer.pid))"
+        exchange.peer.map { actorName(uid: $0.uid, pid: $0.pid) } ?? "unknown"
     }
 }
 
 extension JSONValue {
-    /// Nanoseconds as a number of seconds.
-    static func seconds(_ nanoseconds: UInt64) -> JSONValue { .number(Double(nanoseconds) / 1_000_000_000) }
-
     static func optional(_ value: Double?) -> JSONValue { value.map { .number($0) } ?? .null }
 
     static func trace(_ trace: TraceID?) -> JSONValue { trace.map { .string($0.description) } ?? .null }

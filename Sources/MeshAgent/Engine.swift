@@ -11,7 +11,7 @@ import MeshSystem
 final class Engine {
     /// How long the loop waits when nothing happens. Samples that are not urgent wait in the ring buffer
     /// for it; whoever asks for figures has it drained first. The more wait, the less each costs: what they
-    /// touch is in the cache for all of them. So the wait follows the traffic, below the quarter of the ring
+    /// touch is in the cache for all of them. So the wait follows the traffic, below the half of the ring
     /// buffer at which the kernel wakes the reader; and it is short enough to find a cgroup that lives shortly.
     private static let pollIntervals: (least: UInt64, most: UInt64) = (10_000_000, 100_000_000)
     /// It waits longer while less than this many records were waiting for it, and less above.
@@ -19,10 +19,17 @@ final class Engine {
     /// Records taken in one go before deadlines and other descriptors are looked at again: about a
     /// millisecond's work.
     private static let recordsPerTurn = 4096
-    /// What was counted is kept for the next agent after so long, and whenever records of an eighth of the ring
-    /// buffer were counted: half of what has the kernel wake the engine.
-    private static let commitInterval: UInt64 = 50_000_000
-    private static let commitBytes = Int(MESH_RING_BYTES) / 8
+    /// What was counted is kept for the next agent after so long, and whenever records of a quarter of the ring
+    /// buffer were counted: half of what has the kernel wake the engine. Until then they stay there, so that
+    /// nothing hurries.
+    private static let commitInterval: UInt64 = 1_000_000_000
+    private static let commitBytes = Int(MESH_RING_BYTES) / 4
+    /// What was decided, and who bound what, is kept after so long: the next agent could not find it all out
+    /// again.
+    private static let decisionsInterval: UInt64 = 50_000_000
+    /// Rows of the state that are written before breakers are shown what has come since: about 50 microseconds'
+    /// work.
+    private static let rowsPerLook = 128
     /// For tests: the agent kills itself between this commit's being written and the release of its records.
     private static let fatalCommit = getenv("MESH_AGENT_DIE_AT_COMMIT").flatMap {
         UInt64(String(cString: $0))
@@ -51,6 +58,7 @@ final class Engine {
     private(set) var configurationError: String?
     let kernel: KernelSide
     private let shared: SharedState
+    let commands: ControlServer
     private let renderer: Renderer
     private var poller: Poller
     private let signals: SignalDescriptor
@@ -79,6 +87,8 @@ final class Engine {
     /// The state for the next agent; nil if nothing outlives this one.
     private(set) var journal: Journal?
     private var lastCommit: UInt64 = 0
+    /// The last one of all that had changed.
+    private var lastFullCommit: UInt64 = 0
     /// Something happened that the next agent could not find out again.
     private var wantsCommit = false
     /// Breakers may be behind what the kernel was told of them: nothing is written there yet.
@@ -101,12 +111,13 @@ final class Engine {
     init(
         options: AgentOptions, configuration: Configuration, kernel: KernelSide,
         links: consuming LinkMonitor,
-        signals: consuming SignalDescriptor, shared: SharedState, log: Log
+        signals: consuming SignalDescriptor, shared: SharedState, commands: ControlServer, log: Log
     ) throws(SystemError) {
         self.options = options
         self.configuration = configuration
         self.log = log
         self.shared = shared
+        self.commands = commands
         self.signals = signals
         self.links = links
         startedAt = .now()
@@ -286,8 +297,7 @@ final class Engine {
                     intake.breakers.restore(service, word, override: found.override(of: service), at: now)
                 }
             } else {
-                kernel.write(.none, service: service)
-                if word.mayReject { enforcing -= 1 }
+                kernel.write(.none, inPlaceOf: word, service: service, enforcing: &enforcing)
             }
         }
     }
@@ -314,6 +324,22 @@ final class Engine {
             .warning, "system calls were refused to the agent: a fault in it, or somebody else's code",
             ["calls": .integer(refused.count - refusedCalls), "last": .integer(refused.last)])
         refusedCalls = refused.count
+    }
+
+    /// Somebody may have removed the control socket or the state: both are made anew.
+    private func lookAtFiles() {
+        journal?.look()
+        switch commands.look() {
+        case .same: break
+        case .renewed:
+            log.write(
+                .warning, "the control socket was removed, and is made anew",
+                ["control": .string(options.control)])
+        case .lost(let error):
+            log.write(
+                .error, "the control socket was removed: meshctl finds no agent",
+                ["error": .string(error.description)])
+        }
     }
 
     private func waitTime(_ now: UInt64) -> UInt64 {
@@ -349,6 +375,7 @@ final class Engine {
             ServiceManager.tell(.alive)
             tellRefusedCalls()
             dropGoneFollowers()
+            lookAtFiles()
         }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
@@ -358,7 +385,11 @@ final class Engine {
             for (slot, transitions) in intake.breakers.tick(now) { settle(slot, transitions, sample: nil) }
         }
         // Once for all that a wait has left: the more, the less each costs.
-        if wantsCommit || (!more && now >= lastCommit + Engine.commitInterval) { commit(now) }
+        if !more && now >= lastFullCommit + Engine.commitInterval {
+            commit(now)
+        } else if wantsCommit && now >= lastCommit + Engine.decisionsInterval {
+            commit(now, .decisions)
+        }
     }
 
     private func handle(_ event: Poller.Event) {
@@ -442,7 +473,7 @@ final class Engine {
             decided -= wanted
             taken += wanted
         }
-        if wantsCommit || kernel.heldBytes >= Engine.commitBytes { commit(MonotonicClock.now()) }
+        if kernel.heldBytes >= Engine.commitBytes { commit(MonotonicClock.now()) }
         return taken
     }
 
@@ -450,22 +481,28 @@ final class Engine {
 
     /// Writes what has changed since the last time to the state, with how far records are in it, and only then
     /// gives their room in the ring buffer back: the next agent counts each of them once, wherever this one is
-    /// killed.
-    private func commit(_ now: UInt64) {
+    /// killed. Decisions go on meanwhile.
+    private func commit(_ now: UInt64, _ scope: StateScope = .changes) {
         lastCommit = now
         wantsCommit = false
-        if let journal {
-            let positions = kernel.ringPositions
-            journal.commit(counted: positions.counted, decided: positions.decided, at: now) {
-                scope, writer in
-                intake.save(scope, to: &writer)
-                history.save(scope, to: &writer)
-                bindings.save(scope, to: &writer)
-            }
-            if journal.commits == Engine.fatalCommit { raise(SIGKILL) }
+        if scope != .decisions { lastFullCommit = now }
+        guard let journal else { return kernel.release() }
+        journal.commit(scope, at: now) { scope in
+            intake.beginSave(scope)
+            history.beginSave(scope)
+            bindings.beginSave(scope)
+            return kernel.ringPositions
+        } save: { writer in
+            var limit = Engine.rowsPerLook
+            history.save(to: &writer, rows: &limit)
+            bindings.save(to: &writer, rows: &limit)
+            let more = intake.save(to: &writer, rows: &limit)
+            if more { decideAll() }
+            return more
         }
+        if journal.commits == Engine.fatalCommit { raise(SIGKILL) }
         // Also where it could not be written: what comes must not find the ring buffer full.
-        kernel.release()
+        if scope != .decisions { kernel.release() }
     }
 
     /// Opens the file of the state, and reads what an agent before this one left there.
@@ -486,11 +523,15 @@ final class Engine {
         // All or nothing.
         var (intake, history, known) = (self.intake, self.history, found)
         var bounds: [UInt64] = []
+        var untold: [BreakerEvent] = []
         try state.replay { row throws(StateLogError) in
             var isGood = true
             switch row {
             case .bounds(let found): bounds = found
-            case .event(let number, let event): isGood = history.restore(event, number: number)
+            case .event(let number, var event):
+                if event.isUntold { untold.append(event) }
+                event.isUntold = false
+                isGood = history.restore(event, number: number)
             case .binding(let pid, let binding): known.bound[pid] = binding
             case .override(let service, let override):
                 known.overrides[service] = override
@@ -510,6 +551,7 @@ final class Engine {
         }
         known.isStateCurrent = place.unknown == 0
         (self.intake, self.history, found) = (intake, history, known)
+        for event in untold { log.write(event) }
         decided = isOfTheseMaps ? place.shown : 0
         shownBefore = isOfTheseMaps ? nil : place.shown
         if bounds != traffic.requests.bounds {
@@ -619,11 +661,8 @@ final class Engine {
     /// Writes a breaker's state to the kernel; false if that has it already.
     private func write(_ slot: Int) -> Bool {
         guard !isCatchingUp, let (old, new) = intake.breakers.wordToWrite(slot) else { return false }
-        let was = old?.mayReject ?? false
-        // The count goes up before and down after, so that tc never misses a rejected request.
-        if new.mayReject && !was { setEnforcing(enforcing + 1) }
-        kernel.write(new, service: intake.breakers.slots[slot].service)
-        if was && !new.mayReject { setEnforcing(enforcing - 1) }
+        kernel.write(
+            new, inPlaceOf: old, service: intake.breakers.slots[slot].service, enforcing: &enforcing)
         return true
     }
 
@@ -681,7 +720,7 @@ final class Engine {
                 time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
                 from: before, to: forced.state, reason: .override, actor: actor, text: reason,
                 expiresAt: wallNow() + duration))
-        commit(now)
+        commit(now, .decisions)
         _ = write(slot)
     }
 
@@ -698,7 +737,7 @@ final class Engine {
                     time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
                     from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
         }
-        commit(now)
+        commit(now, .decisions)
         _ = write(slot)
     }
 
@@ -709,6 +748,7 @@ final class Engine {
         do {
             try watch(pid: pid, trace)
             try kernel.bind(pid: pid, trace)
+            wantsCommit = true
         } catch {
             _ = bindings.unbind(pid: pid)
             throw error
@@ -726,6 +766,7 @@ final class Engine {
     func unbind(pid: UInt32) -> Bool {
         guard bindings.unbind(pid: pid) else { return false }
         kernel.unbind(pid: pid)
+        wantsCommit = true
         log.write(.info, "trace unbound", ["pid": .integer(pid)])
         return true
     }
@@ -797,7 +838,7 @@ final class Engine {
     }
 
     /// What to add to a monotonic time for nanoseconds since 1970.
-    private static func wallOffset() -> UInt64 {
+    static func wallOffset() -> UInt64 {
         let wall = MeshSystem.WallTime.now()
         return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- MonotonicClock.now()
     }
@@ -900,12 +941,4 @@ final class Engine {
         try kernel.apply(wanted, ids: ids)
         for id in removed { log.write(.info, "service removed", ["service": .string(services.name(id))]) }
     }
-}
-
-extension BreakerKernelWord {
-    /// Whether it is that of a breaker that is closed and not forced.
-    var isAtEase: Bool { state == .closed && forced == nil }
-
-    /// Whether the kernel may reject an attempt by it, now or when a deadline has passed.
-    var mayReject: Bool { mode == .enforce && (forced == .open || state != .closed) }
 }

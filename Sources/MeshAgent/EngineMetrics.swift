@@ -31,6 +31,8 @@ extension Engine {
         snapshot.stamps.receivedOutOfScope = counters[.stampReceivedOutOfScope]
         snapshot.samplesLost = lost(counters)
         snapshot.overDiscoveryLimit = counters[.overCap]
+        snapshot.logLinesDropped = log.linesDropped
+        snapshot.isControlListening = commands.isListening
         snapshot.isPinned = kernel.pinError == nil
         if let journal {
             snapshot.state.isKept = journal.error == nil
@@ -54,7 +56,7 @@ extension Engine {
 
 extension MetricsSnapshot.Breaker.Attempts {
     /// What the agent counted and what the kernel did.
-    init(admitted: UInt64, _ kernel: KernelAttempts.Point) {
+    init(admitted: UInt64, _ kernel: BreakerAttempts.Point) {
         self.init(
             admitted: admitted, rejected: kernel.rejected, probe: kernel.probe,
             wouldReject: kernel.wouldReject)

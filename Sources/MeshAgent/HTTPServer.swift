@@ -80,6 +80,8 @@ public final class HTTPService: Sendable {
     public var address: String { listener.address }
     /// The TCP port; 0 for a UNIX socket.
     public var port: UInt16 { listener.port }
+    /// Whether clients that go by the path of its UNIX socket come here.
+    public var isInPlace: Bool { listener.isInPlace }
 
     /// Describes a service.
     /// - Parameters:

@@ -4,9 +4,8 @@ import MeshCore
 
 /// The most recent events of all services, and of each.
 struct History {
-    /// How many events are kept in all, and per service.
+    /// How many events are kept in all.
     private static let limit = 1000
-    private static let perServiceLimit = 50
 
     private var all = BreakerHistory(capacity: limit)
     private var byService: [String: BreakerHistory] = [:]
@@ -14,6 +13,11 @@ struct History {
     private var next: UInt64 = 0
     /// Those that have come since the history was last saved.
     private var unsaved = BreakerHistory(capacity: limit)
+    /// What a save that is under way has still to add: of these services the events before `oldest`, then these,
+    /// the oldest last.
+    private var servicesWithOlder: [String] = []
+    private var oldest: UInt64 = 0
+    private var saving: [(number: UInt64, event: BreakerEvent)] = []
 
     /// Adds an event; the oldest go.
     mutating func append(_ event: BreakerEvent) {
@@ -23,7 +27,7 @@ struct History {
 
     private mutating func insert(_ event: BreakerEvent, number: UInt64) {
         all.append(event, number: number)
-        byService[event.service, default: BreakerHistory(capacity: History.perServiceLimit)]
+        byService[event.service, default: BreakerHistory(capacity: BreakerHistory.perService)]
             .append(event, number: number)
         next = number + 1
     }
@@ -34,24 +38,41 @@ struct History {
     /// A service's events, oldest first.
     func events(of service: String) -> [BreakerEvent] { byService[service]?.events ?? [] }
 
-    /// Adds the events that have come since the last time, or all that are kept.
-    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
-        var events = unsaved.numbered
+    /// Begins to save: the events so far.
+    mutating func beginSave(_ scope: StateScope) {
         if scope == .everything {
+            unsaved = all
             // A service's may be older than the oldest of all.
-            let oldest = all.numbered.first?.number ?? 0
-            events = byService.values.flatMap(\.numbered).filter { $0.number < oldest }
-            events.sort { $0.number < $1.number }
-            events += all.numbered
+            oldest = all.numbered.first?.number ?? 0
+            servicesWithOlder = all.total > UInt64(all.capacity) ? Array(byService.keys) : []
         }
-        for (number, event) in events { writer.append(.event(number: number, event)) }
-        if !events.isEmpty { unsaved = BreakerHistory(capacity: History.limit) }
+        saving = unsaved.numbered.reversed()
+        unsaved = BreakerHistory(capacity: History.limit)
     }
 
-    /// Takes over an event; false if it does not come after the one before.
+    /// Adds the events that there were at `beginSave`, those of one service or of all in order.
+    /// - Parameter limit: How many at most, but for those of a last service; so many less afterwards.
+    mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
+        while limit > 0, let service = servicesWithOlder.popLast() {
+            for (number, event) in byService[service]?.numbered ?? [] where number < oldest {
+                writer.append(.event(number: number, event))
+                limit -= 1
+            }
+        }
+        while limit > 0, let (number, event) = saving.popLast() {
+            writer.append(.event(number: number, event))
+            limit -= 1
+        }
+    }
+
+    /// Takes over an event; false if it does not come after the one before of its service.
     mutating func restore(_ event: BreakerEvent, number: UInt64) -> Bool {
-        guard number >= next, number < .max else { return false }
+        let last = byService[event.service]?.last
+        guard number < .max, last == nil || number > last! else { return false }
+        // Those that come before their time are older than all that are kept of all services: they go again.
+        let next = max(next, number + 1)
         insert(event, number: number)
+        self.next = next
         return true
     }
 }

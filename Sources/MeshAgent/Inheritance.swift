@@ -43,13 +43,7 @@ struct Inheritance {
 
     /// The override on a breaker, from the state if it knows it, else as far as the kernel does.
     func override(of service: UInt32) -> BreakerOverride? {
-        guard let word = words[service], let forced = word.forced else { return nil }
-        if let known = overrides[service], known.forced == forced, known.expiresAt == word.overrideUntil {
-            return known
-        }
-        return BreakerOverride(
-            forced: forced, actor: "unknown", reason: "forced before the agent was restarted", since: 0,
-            expiresAt: word.overrideUntil)
+        words[service]?.override(known: overrides[service])
     }
 }
 

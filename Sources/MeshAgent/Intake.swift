@@ -17,9 +17,10 @@ struct Intake {
 
     private(set) var received: UInt64 = 0
     private(set) var malformed: UInt64 = 0
-    /// The same when they were last saved.
-    private var savedReceived: UInt64 = 0
-    private var savedMalformed: UInt64 = 0
+    /// What they were when they were last saved; nil if they are to be saved whatever they are.
+    private var saved: (received: UInt64, malformed: UInt64)?
+    /// Whether the save that is under way is not of decisions alone.
+    private var savesCounts = false
     /// Whether a sample came that a breaker may act on; for the engine to read and reset.
     var sawUrgent = false
     /// A breaker that a sample has left to settle, for the engine to do; nil if none.
@@ -84,20 +85,39 @@ struct Intake {
     /// - Returns: Whether there were any.
     mutating func sweep(at now: UInt64) -> Bool { traffic.sweep(&workloads, at: now) }
 
-    /// Adds what has changed since the last time, or all of it.
-    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
-        if scope == .everything || received != savedReceived || malformed != savedMalformed {
-            (savedReceived, savedMalformed) = (received, malformed)
-            writer.append(
-                .agent(
-                    StateCounts(
-                        received: received, malformed: malformed, foldedRequests: traffic.requests.dropped,
-                        foldedConnections: traffic.connections.dropped)))
+    /// Begins to save so much. What breakers decide while it goes on is for the next time.
+    mutating func beginSave(_ scope: StateScope) {
+        savesCounts = scope != .decisions
+        if scope == .everything {
+            services.markAll()
+            workloads.markAll()
+            saved = nil
         }
-        services.save(scope, to: &writer)
-        workloads.save(scope, to: &writer)
-        traffic.save(scope, to: &writer)
-        breakers.save(scope, to: &writer)
+        traffic.beginSave(scope)
+        breakers.beginSave(scope)
+    }
+
+    /// Adds rows of what is to be saved; nothing may be counted until all are added.
+    /// - Parameter limit: About how many at most; so many less afterwards.
+    /// - Returns: Whether there may be more.
+    mutating func save(to writer: inout StateWriter, rows limit: inout Int) -> Bool {
+        breakers.save(to: &writer, rows: &limit)
+        traffic.saveDecisions(to: &writer, rows: &limit)
+        if savesCounts {
+            if saved == nil || saved! != (received, malformed) {
+                saved = (received, malformed)
+                writer.append(
+                    .agent(
+                        StateCounts(
+                            received: received, malformed: malformed,
+                            foldedRequests: traffic.requests.dropped,
+                            foldedConnections: traffic.connections.dropped)))
+            }
+            services.save(to: &writer, rows: &limit)
+            workloads.save(to: &writer)
+            traffic.saveCounts(to: &writer, rows: &limit)
+        }
+        return limit <= 0
     }
 
     /// Takes over a row of an agent before, whose histograms had these bounds; false if it makes no sense.

@@ -71,45 +71,79 @@ final class Journal {
     /// The next commit is of all rows: some are there no more.
     func rewrite() { file = nil }
 
+    /// Looks whether the next agent will find the file. If somebody has removed it, all is written anew.
+    func look() {
+        guard file?.isAtPath == false else { return }
+        file = nil
+        log.write(
+            .warning, "the state was removed, and is written anew", ["file": .string(path)])
+    }
+
     /// Writes what has changed, or all of it where the file is to be written anew.
     /// - Parameters:
-    ///   - counted: How far the records of the ring buffer are in it.
-    ///   - decided: How far breakers have seen them.
-    ///   - fill: Adds the rows.
+    ///   - scope: What of it. Where that is what decisions have changed, the place up to which records are counted
+    ///     stays that of the commit before.
+    ///   - begin: Begins to save so much, and says how far the records of the ring buffer are counted by now, and
+    ///     how far breakers have seen them.
+    ///   - save: Adds some rows, and says whether there are more. It may go on deciding.
     func commit(
-        counted: UInt64, decided: UInt64, at now: UInt64, _ fill: (StateScope, inout StateWriter) -> Void
+        _ scope: StateScope, at now: UInt64,
+        begin: (StateScope) -> (counted: UInt64, decided: UInt64), save: (inout StateWriter) -> Bool
     ) {
         if let failure, now < failure.retryAt { return }
         if self.bytes > 2 * compactBytes + Journal.room { file = nil }
-        let scope = file == nil ? StateScope.everything : .changes
-        writer.clear()
-        fill(scope, &writer)
-        if let last, scope == .changes, writer.isEmpty, last.counted == counted, last.decided == decided {
-            return
-        }
-        let commit = StateCommit(
-            sequence: (last?.sequence ?? 0) + 1, counted: counted, decided: decided)
-        let bytes = writer.finish(commit)
-        do throws(SystemError) {
-            if scope == .everything {
-                file = try StateFile(replacing: path, with: StateLog.header(of: owner), bytes)
-                compactBytes = self.bytes
-            } else {
-                try file?.append(bytes)
+        let scope = file == nil ? .everything : scope
+        var place = begin(scope)
+        if scope == .decisions, let last { place.counted = last.counted }
+        if var open = file.take() {
+            do throws(SystemError) {
+                try write(to: &open, place, isNeeded: place != (last?.counted, last?.decided), save)
+                file = consume open
+            } catch {
+                // It may be the log itself that takes the room: back to its beginning, and write all of it anew.
+                open.truncate(to: compactBytes)
+                return commit(.everything, at: now, begin: begin, save: save)
             }
-        } catch {
-            if scope == .everything { return failed(error, at: now) }
-            // It may be the log itself that takes the room: back to its beginning, and write all of it anew.
-            file?.truncate(to: compactBytes)
-            file = nil
-            return self.commit(counted: counted, decided: decided, at: now, fill)
+        } else {
+            do throws(SystemError) {
+                var fresh = try StateFile(replacing: path, with: StateLog.header(of: owner))
+                try write(to: &fresh, place, isNeeded: true, save)
+                try fresh.putInPlace()
+                compactBytes = fresh.count
+                file = consume fresh
+            } catch {
+                return failed(error, at: now)
+            }
         }
-        last = commit
-        commits += 1
         if failure != nil {
             failure = nil
             log.write(.info, "the state is kept again", ["file": .string(path)])
         }
+    }
+
+    /// Writes a commit, in parts if it is long; nothing if it has no rows and is not needed.
+    private func write(
+        to file: inout StateFile, _ place: (counted: UInt64, decided: UInt64), isNeeded: Bool,
+        _ save: (inout StateWriter) -> Bool
+    ) throws(SystemError) {
+        writer.clear()
+        while save(&writer) {
+            if writer.wantsFlush { try flush(to: &file) }
+        }
+        if writer.isEmpty && !isNeeded { return }
+        if writer.hasFlushed { try flush(to: &file) }
+        let commit = StateCommit(
+            sequence: (last?.sequence ?? 0) + 1, counted: place.counted, decided: place.decided)
+        let length = writer.length
+        try file.write(writer.finish(commit), beyond: 0)
+        file.grow(by: length)
+        last = commit
+        commits += 1
+    }
+
+    private func flush(to file: inout StateFile) throws(SystemError) {
+        let (bytes, offset) = writer.flush()
+        try file.write(bytes, beyond: offset)
     }
 
     private func failed(_ error: SystemError, at now: UInt64) {

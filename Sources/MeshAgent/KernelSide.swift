@@ -5,6 +5,7 @@ import CMeshABI
 import CMeshSystem
 import Glibc
 import MeshCore
+import MeshMaps
 import MeshSystem
 
 /// A hook and whether its program is attached, for `meshctl status`.
@@ -32,17 +33,6 @@ struct KernelCounters {
     subscript(counter: Counter) -> UInt64 { values[counter.rawValue] }
 }
 
-/// What the kernel counted of a breaker's decisions.
-struct KernelAttempts {
-    struct Point {
-        var rejected: UInt64 = 0
-        var probe: UInt64 = 0
-        var wouldReject: UInt64 = 0
-    }
-    var connect = Point()
-    var request = Point()
-}
-
 /// A tracked connection.
 struct KernelConnection {
     let service: UInt32
@@ -68,11 +58,7 @@ final class KernelSide: CgroupTree {
 
     private var ring: RingBuffer
     private let control: MappedArray
-    private let breakersMap: BPFMap
-    private let attemptsMap: BPFMap
-    /// As much of the arrays as services are configured: see `reserve`.
-    private var breakers: MappedArray
-    private var attempts: MappedArray
+    private var breakers: BreakerMaps
     private let endpoints: BPFMap
     private let prefixes: BPFMap
     private let discoveredMap: BPFMap
@@ -157,14 +143,6 @@ final class KernelSide: CgroupTree {
     private var writtenExempt: Set<Network> = []
     private var writtenScope: Set<Network> = []
 
-    /// The cgroup programs in the order in which they are attached: those that follow a connection
-    /// before those that begin one, so that none is begun and then not followed.
-    static let cgroupHooks = [
-        (name: "sock_ops", program: "mesh_sockops"), (name: "cgroup_skb ingress", program: "mesh_ingress"),
-        (name: "cgroup_skb egress", program: "mesh_egress"), (name: "sock_release", program: "mesh_release"),
-        (name: "connect4", program: "mesh_connect4"), (name: "connect6", program: "mesh_connect6"),
-    ]
-
     /// Says what this machine lacks, before anything is opened: each missing thing has its own line, and
     /// the first required one is why the agent cannot start.
     /// - Parameter pins: If an earlier agent of this build ran with them, the kernel has all that it needs.
@@ -206,10 +184,8 @@ final class KernelSide: CgroupTree {
         }
         ring = try RingBuffer(loaded.map(named: "events"))
         control = try loaded.map(named: ".data.control").mapped()
-        breakersMap = try loaded.map(named: "breakers")
-        attemptsMap = try loaded.map(named: "attempts")
-        breakers = try breakersMap.mapped(KernelSide.servicesPerMapping)
-        attempts = try attemptsMap.mapped(KernelSide.servicesPerMapping, writable: false)
+        breakers = try BreakerMaps(
+            breakers: loaded.map(named: "breakers"), attempts: loaded.map(named: "attempts"))
         endpoints = try loaded.map(named: "endpoints")
         prefixes = try loaded.map(named: "prefixes")
         discoveredMap = try loaded.map(named: "discovered")
@@ -223,7 +199,7 @@ final class KernelSide: CgroupTree {
         tcIngress = try loaded.program(named: "mesh_tc_ingress")
         tcEgress = try loaded.program(named: "mesh_tc_egress")
         var programs: [(name: String, program: Program)] = []
-        for hook in KernelSide.cgroupHooks {
+        for hook in CgroupHook.all {
             programs.append((hook.name, Program(try loaded.program(named: hook.program))))
         }
         cgroupPrograms = programs
@@ -318,12 +294,7 @@ final class KernelSide: CgroupTree {
     }
 
     private static func isOfThisLayout(_ pins: PinDirectory) -> Bool {
-        let path = PinDirectory.pin(of: PinDirectory.control, in: pins.mapDirectory)
-        guard let map = try? BPFMap.pinned(at: path, name: PinDirectory.control),
-            map.valueSize == MemoryLayout<mesh_control>.size,
-            let found = try? map.lookup(UInt32(0), as: mesh_control.self)
-        else { return false }
-        return found.abi_version == layout && found.instance != 0
+        (try? mesh_control.pinned(in: pins.mapDirectory))?.abi_version == layout
     }
 
     /// Whether there are pinned maps of the layout that this agent knows.
@@ -358,7 +329,7 @@ final class KernelSide: CgroupTree {
                 try attach(hook.program.program, at: place) { program throws(SystemError) in
                     try BPFLink.cgroup(program, path: path)
                 })
-            StartStep.reached(KernelSide.cgroupHooks[index].program)
+            StartStep.reached(CgroupHook.all[index].program)
         }
     }
 
@@ -531,11 +502,7 @@ final class KernelSide: CgroupTree {
         found.leaseUntil = mesh_load_acquire_u64(field(\mesh_control.lease_until_ns))
         found.nextService = min(
             mesh_load_acquire_u32(field(\mesh_control.next_service)), ServiceTable.firstDiscovered)
-        try reserve(service: found.nextService)
-        for service in 1..<max(1, found.nextService) {
-            let entry = breakers.element(Int(service), as: mesh_breaker.self).pointee
-            if let word = BreakerKernelWord(entry) { found.words[service] = word }
-        }
+        found.words = try breakers.words(below: found.nextService)
         for (pid, trace) in try bindings.entries(keys: UInt32.self, values: mesh_trace_id.self) {
             if let trace = TraceID(trace.bytes) { found.bindings.append((pid, trace)) }
         }
@@ -566,7 +533,7 @@ final class KernelSide: CgroupTree {
         learn: (UInt32, Sample.Role, IPAddress, UInt16) -> Void, take: (UnsafeRawBufferPointer) -> Void
     ) throws(SystemError) {
         guard let replaced else { return }
-        try replaced.moveAttempts(to: attemptsMap)
+        try replaced.moveAttempts(to: breakers.attemptsMap)
         for (key, id) in replaced.discoveries() {
             // Known by now under another ID, or full: then samples keep this one, and its name.
             try? discoveredMap.update(key, id, .create)
@@ -621,36 +588,18 @@ final class KernelSide: CgroupTree {
 
     // MARK: - What programs read
 
-    /// So many services' breakers and attempts are mapped at a time.
-    private static let servicesPerMapping = 1024
-
     /// Makes room for the breakers of services with IDs up to this one.
-    func reserve(service: UInt32) throws(SystemError) {
-        guard Int(service) >= breakers.count || Int(service) >= attempts.count else { return }
-        let count = (Int(service) / KernelSide.servicesPerMapping + 1) * KernelSide.servicesPerMapping
-        breakers = try breakersMap.mapped(count)
-        attempts = try attemptsMap.mapped(count, writable: false)
-    }
+    func reserve(service: UInt32) throws(SystemError) { try breakers.reserve(service: service) }
 
-    /// Writes a breaker. When it opens, the state comes last; when it closes, first: a program that
-    /// reads in between sees one or the other, never an old deadline with a new state.
-    func write(_ word: BreakerKernelWord, service: UInt32) {
-        let entry = breakers[Int(service)]
-        var head = UInt32(word.state.rawValue) | UInt32(word.mode.rawValue) << 8
-        head |= UInt32(word.forced?.rawValue ?? 0) << 16
-        let drain = word.drain ? MESH_BREAKER_DRAIN.rawValue : 0
-        let alert = word.alert ? MESH_BREAKER_ALERT.rawValue : 0
-        head |= (drain | alert) << 24
-        let opens = word.mayReject
-        // The first four fields are bytes of one word, so that they change together.
-        if !opens { mesh_store_release_u32(entry, head) }
-        mesh_store_release_u32(entry + 4, word.probeShare)
-        mesh_store_release_u64(entry + 8, word.openUntil)
-        mesh_store_release_u64(entry + 16, word.probeInterval)
-        mesh_store_release_u64(entry + 24, word.overrideUntil)
-        mesh_store_release_u64(entry + 32, word.slow)
-        mesh_store_release_u32(entry + 40, word.urgentClasses)
-        if opens { mesh_store_release_u32(entry, head) }
+    /// Writes a breaker, and how many may reject.
+    /// - Parameters:
+    ///   - before: What was last written.
+    ///   - enforcing: How many may reject, to be kept up to date.
+    func write(
+        _ word: BreakerKernelWord, inPlaceOf before: BreakerKernelWord?, service: UInt32,
+        enforcing: inout UInt32
+    ) {
+        breakers.write(word, inPlaceOf: before, service: service, enforcing: &enforcing, control)
     }
 
     private func field(_ path: PartialKeyPath<mesh_control>) -> UnsafeMutableRawPointer {
@@ -661,7 +610,7 @@ final class KernelSide: CgroupTree {
     func setLease(until time: UInt64) { mesh_store_release_u64(field(\mesh_control.lease_until_ns), time) }
 
     /// How many breakers may reject; 0 lets tc pass everything at once.
-    func setEnforcing(_ count: UInt32) { mesh_store_release_u32(field(\mesh_control.enforcing), count) }
+    func setEnforcing(_ count: UInt32) { BreakerMaps.setEnforcing(count, control) }
 
     /// When the ring buffer is looked at whatever happens: until then the kernel wakes nobody. 0: it does.
     func setNextLook(at time: UInt64) { mesh_store_release_u64(field(\mesh_control.next_look_ns), time) }
@@ -748,18 +697,7 @@ final class KernelSide: CgroupTree {
     }
 
     /// The decisions on a service's attempts, but for those that were simply admitted.
-    func attempts(_ service: UInt32) -> KernelAttempts {
-        let entry = attempts[Int(service)]
-        func point(_ point: mesh_point) -> KernelAttempts.Point {
-            func count(_ decision: mesh_decision) -> UInt64 {
-                mesh_load_relaxed_u64(entry + Int(point.rawValue * 4 + decision.rawValue) * 8)
-            }
-            return KernelAttempts.Point(
-                rejected: count(MESH_DECISION_REJECTED), probe: count(MESH_DECISION_PROBE),
-                wouldReject: count(MESH_DECISION_WOULD_REJECT))
-        }
-        return KernelAttempts(connect: point(MESH_POINT_CONNECT), request: point(MESH_POINT_REQUEST))
-    }
+    func attempts(_ service: UInt32) -> BreakerAttempts { breakers.attempts(service) }
 
     /// What the kernel discovered, read from its map.
     func discovered() -> [(id: UInt32, role: Sample.Role, address: IPAddress, port: UInt16)] {

@@ -8,6 +8,7 @@ import CMeshABI
 import CMeshSystem
 import Glibc
 import MeshCore
+import MeshMaps
 import MeshSystem
 
 /// The maps of an earlier agent that were replaced by ones of another layout. Until its links are updated, the
@@ -28,7 +29,7 @@ final class ReplacedMaps {
     /// Opens the maps that are pinned in a directory.
     /// - Throws: If they are not a set that an agent has marked as whole.
     init(in directory: String) throws(SystemError) {
-        let control = try ReplacedMaps.control(in: directory)
+        let control = try mesh_control.pinned(in: directory)
         version = control.abi_version
         services = Int(min(max(1, control.next_service), UInt32(MESH_MAX_SERVICES)))
         ring = try? RingBuffer(ReplacedMaps.open("events", directory))
@@ -38,8 +39,8 @@ final class ReplacedMaps {
 
     /// Opens the maps that an earlier start had replaced, if it did not come to finish with them.
     static func unfinished(_ pins: PinDirectory) -> ReplacedMaps? {
-        guard let spare = try? control(in: pins.spareDirectory),
-            let own = try? control(in: pins.mapDirectory),
+        guard let spare = try? mesh_control.pinned(in: pins.spareDirectory),
+            let own = try? mesh_control.pinned(in: pins.mapDirectory),
             spare.instance == own.instance
         else { return nil }
         return try? ReplacedMaps(in: pins.spareDirectory)
@@ -48,7 +49,7 @@ final class ReplacedMaps {
     /// Copies what can be from maps of another layout to fresh ones.
     /// - Returns: The names of those that begin anew, but for connections and samples, which always do.
     static func copy(from directory: String, to fresh: borrowing BPFObject) throws(SystemError) -> [String] {
-        let old = try control(in: directory)
+        let old = try mesh_control.pinned(in: directory)
         var lost: [String] = []
         let names = [
             "endpoints", "prefixes", "discovered", "exempt", "scope", "breakers", "stamps", "bindings",
@@ -109,26 +110,5 @@ final class ReplacedMaps {
 
     private static func open(_ name: String, _ directory: String) throws(SystemError) -> BPFMap {
         try BPFMap.pinned(at: PinDirectory.pin(of: name, in: directory), name: name)
-    }
-
-    /// What the maps say of themselves, as far as this layout knows it.
-    private static func control(in directory: String) throws(SystemError) -> mesh_control {
-        let map = try open(PinDirectory.control, directory)
-        var control = mesh_control()
-        let room = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: max(map.valueSize, MemoryLayout<mesh_control>.size), alignment: 8)
-        defer { room.deallocate() }
-        room.initializeMemory(as: UInt8.self, repeating: 0)
-        var key: UInt32 = 0
-        guard try map.lookup(key: &key, into: room.baseAddress!) else {
-            throw SystemError("read", directory, errno: ENOENT)
-        }
-        withUnsafeMutableBytes(of: &control) {
-            $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: room[..<$0.count]))
-        }
-        guard control.instance != 0 else {
-            throw SystemError("use", directory, errno: EINVAL, reason: "these maps are not whole")
-        }
-        return control
     }
 }

@@ -48,14 +48,22 @@ public struct Log: Sendable {
     /// A thread that writes, so that nobody else waits for a full pipe, or for JSON to be put together.
     private final class Writer: Sendable {
         let entries: Mailbox<Entry>
+        /// Since the log last told of it.
         let dropped = Atomic<Int>(0)
+        /// Ever.
+        let lost = Atomic<UInt64>(0)
         /// More are dropped and counted: whoever reads the log has stopped.
         static let limit = 16_384
 
         init() throws(SystemError) { entries = try Mailbox() }
 
         func post(_ entry: Entry) {
-            if !entries.post(entry, limit: Writer.limit) { dropped.add(1, ordering: .relaxed) }
+            if !entries.post(entry, limit: Writer.limit) { drop() }
+        }
+
+        func drop() {
+            dropped.add(1, ordering: .relaxed)
+            lost.add(1, ordering: .relaxed)
         }
     }
 
@@ -90,18 +98,23 @@ public struct Log: Sendable {
         let writer = try Writer()
         _ = try MeshSystem.Thread.spawn(name: "log") { [self] in
             while true {
-                for entry in writer.entries.wait() { write(entry) }
+                for entry in writer.entries.wait() where !write(entry) { writer.drop() }
                 let dropped = writer.dropped.exchange(0, ordering: .relaxed)
-                if dropped > 0 {
-                    write(
-                        .line(
-                            .now(), .warning, "log lines were dropped: nobody read them in time",
-                            [(key: "lines", value: .integer(dropped))]))
+                let fields: [(key: String, value: JSONValue)] = [("lines", .integer(dropped))]
+                if dropped > 0, !write(.line(.now(), .warning, Log.dropped, fields)) {
+                    // Told when it can be.
+                    writer.dropped.add(dropped, ordering: .relaxed)
                 }
             }
         }
         return Log(self, writer: writer)
     }
+
+    private static let dropped =
+        "log lines were dropped: nobody read them in time, or they could not be written"
+
+    /// How many lines were never written: nobody read them in time, or the disk is full.
+    var linesDropped: UInt64 { writer?.lost.load(ordering: .relaxed) ?? 0 }
 
     /// Waits until what was logged so far is written, but not for ever: the reader may have stopped.
     func flush() {
@@ -124,22 +137,25 @@ public struct Log: Sendable {
     }
 
     private func submit(_ entry: Entry) {
-        if let writer { writer.post(entry) } else { write(entry) }
+        if let writer { writer.post(entry) } else { _ = write(entry) }
     }
 
-    private func write(_ entry: Entry) {
+    /// Returns whether it was written.
+    private func write(_ entry: Entry) -> Bool {
         switch entry {
-        case .line(let time, let level, let message, let fields): write(time, level, message, fields)
-        case .event(let time, let event): write(time, event)
-        case .flush(let flush): flush.done.signal()
+        case .line(let time, let level, let message, let fields): return write(time, level, message, fields)
+        case .event(let time, let event): return write(time, event)
+        case .flush(let flush):
+            flush.done.signal()
+            return true
         }
     }
 
     private func write(
         _ now: MeshSystem.WallTime, _ level: LogLevel, _ message: String,
         _ fields: [(key: String, value: JSONValue)]
-    ) {
-        guard level >= self.level else { return }
+    ) -> Bool {
+        guard level >= self.level else { return true }
         let time = RFC3339.format(seconds: now.seconds, nanoseconds: now.nanoseconds)
         var line: [UInt8] = []
         switch format {
@@ -162,22 +178,20 @@ public struct Log: Sendable {
             }
         }
         line.append(UInt8(ascii: "\n"))
-        _ = line.withUnsafeBytes { Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count) }
+        return Log.emit(line)
     }
 
     /// Writes what happened to a breaker.
     func write(_ event: BreakerEvent) { submit(.event(.now(), event)) }
 
-    private func write(_ time: MeshSystem.WallTime, _ event: BreakerEvent) {
+    private func write(_ time: MeshSystem.WallTime, _ event: BreakerEvent) -> Bool {
         var fields: [(key: String, value: JSONValue)] = [("service", .string(event.service))]
         if let from = event.from { fields.append(("from", .string(from.label))) }
         if let to = event.to { fields.append(("to", .string(to.label))) }
         fields += [("reason", .string(event.reason.rawValue)), ("actor", .string(event.actor))]
         if let text = event.text { fields.append(("text", .string(text))) }
-        if let expiry = event.expiresAt {
-            let seconds = Int64(expiry / 1_000_000_000), rest = UInt32(expiry % 1_000_000_000)
-            fields.append(("expires_at", .string(RFC3339.format(seconds: seconds, nanoseconds: rest))))
-        }
+        if let expiry = event.expiresAt { fields.append(("expires_at", .time(expiry))) }
+        if event.isUntold { fields.append(("happened_at", .time(event.time))) }
         let isTrouble = event.to == .open || event.kind == .heldClosed
         let message =
             switch event.kind {
@@ -187,7 +201,25 @@ public struct Log: Sendable {
             case .reload: "breaker policy changed"
             case .heldClosed: "breaker held closed: too many are open"
             }
-        write(time, isTrouble ? .warning : .info, message, fields)
+        return write(time, isTrouble ? .warning : .info, message, fields)
+    }
+
+    /// A line was cut off where the disk was full: the next one begins on a line of its own.
+    private static let isTorn = Atomic(false)
+
+    private static func emit(_ line: [UInt8]) -> Bool {
+        let bytes = isTorn.load(ordering: .relaxed) ? [UInt8(ascii: "\n")] + line : line
+        var done = 0
+        while done < bytes.count {
+            let count = bytes[done...].withUnsafeBytes {
+                Glibc.write(STDERR_FILENO, $0.baseAddress, $0.count)
+            }
+            if count < 0 && errno == EINTR { continue }
+            guard count > 0 else { break }
+            done += count
+        }
+        if done > 0 { isTorn.store(done < bytes.count, ordering: .relaxed) }
+        return done == bytes.count
     }
 
     private static func isPlain(_ text: String) -> Bool {

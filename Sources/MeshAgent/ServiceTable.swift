@@ -37,6 +37,8 @@ struct ServiceTable {
     private(set) var next: UInt32 = 1
     /// The services that changed since the table was last saved.
     private var changed: Set<UInt32> = []
+    /// Of those, the ones that a save that is under way has still to add, high IDs first.
+    private var unsaved: [UInt32] = []
 
     init() {
         byID[0] = ServiceInfo(id: 0, name: ServiceTable.other, kind: .discovered, isActive: true)
@@ -117,16 +119,26 @@ struct ServiceTable {
         return true
     }
 
-    /// Adds the services that have changed since the last time, or all of them.
-    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
-        let ids = scope == .everything ? Set(byID.keys) : changed
-        for id in ids.sorted() where id != 0 {
+    /// Has `save` add all services.
+    mutating func markAll() {
+        changed = Set(byID.keys)
+        changed.remove(0)
+    }
+
+    /// Adds services that have changed since the last time, those with low IDs first.
+    /// - Parameter limit: How many at most; so many less afterwards.
+    mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
+        if !changed.isEmpty {
+            unsaved = changed.union(unsaved).sorted(by: >)
+            changed = []
+        }
+        while limit > 0, let id = unsaved.popLast() {
             guard let info = byID[id] else { continue }
+            limit -= 1
             writer.append(
                 .service(
                     id: id, name: info.name, isConfigured: info.kind == .configured, isActive: info.isActive))
         }
-        changed = []
     }
 
     /// Gives a service the ID that it had. False if it cannot have it.

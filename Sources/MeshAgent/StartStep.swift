@@ -1,6 +1,7 @@
 // The steps of a start, at each of which a test can end the agent: what was enforced must be enforced then,
 // and the next start must work.
 import Glibc
+import MeshMaps
 
 /// The steps of a start by name, in their order. Not every start takes each of them.
 enum StartStep {
@@ -12,7 +13,7 @@ enum StartStep {
             "breakers-written", "endpoints-written", "leased", "link-made", "filter-marked",
             "filter-attached",
             "interface-attached",
-        ] + KernelSide.cgroupHooks.map(\.program) + ["layout-changed", "swept", "ready"]
+        ] + CgroupHook.all.map(\.program) + ["layout-changed", "swept", "ready"]
 
     private static let stopAt = getenv("MESH_AGENT_STOP_AT").map { String(cString: $0) }
 

@@ -31,6 +31,8 @@ final class TraceBindings {
     private var watches: [UInt32: Watch] = [:]
     /// Those that changed since the bindings were last saved.
     private var changed: Set<UInt32> = []
+    /// What a save that is under way has still to add.
+    private var unsaved: [StateRow] = []
 
     /// Notes a binding and watches its process.
     /// - Returns: The descriptor to poll: it becomes readable when the process exits. Nil if the
@@ -52,17 +54,24 @@ final class TraceBindings {
         return bindings.removeValue(forKey: pid) != nil
     }
 
-    /// Adds the bindings that have changed since the last time, or all of them.
-    func save(_ scope: StateScope, to writer: inout StateWriter) {
-        for pid in scope == .everything ? Set(bindings.keys) : changed {
-            writer.append(
-                .binding(
-                    pid: pid,
-                    bindings[pid].map {
-                        StateBinding(trace: $0.trace, since: $0.since, started: $0.started)
-                    }))
+    /// Begins to save those that have changed since the last time, or all of them.
+    func beginSave(_ scope: StateScope) {
+        let pids = scope == .everything ? Set(bindings.keys) : changed
+        unsaved = pids.map { pid in
+            .binding(
+                pid: pid,
+                bindings[pid].map { StateBinding(trace: $0.trace, since: $0.since, started: $0.started) })
         }
         changed = []
+    }
+
+    /// Adds bindings as they were at `beginSave`.
+    /// - Parameter limit: How many at most; so many less afterwards.
+    func save(to writer: inout StateWriter, rows limit: inout Int) {
+        while limit > 0, let row = unsaved.popLast() {
+            writer.append(row)
+            limit -= 1
+        }
     }
 
     /// Binds a process again that an agent before had bound.

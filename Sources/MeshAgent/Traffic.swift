@@ -21,6 +21,10 @@ struct Traffic {
     /// The transitions that were counted since they were last saved.
     private var changedTransitions: Set<TransitionKey> = []
     private var reactionsChanged = false
+    /// What a save that is under way has still to add.
+    private var unsavedTransitions: [(key: TransitionKey, count: UInt64)] = []
+    private var unsavedReactions: MetricsHistogram?
+    private var boundsChanged = true
 
     /// A service in one role.
     private struct Recent {
@@ -130,33 +134,52 @@ struct Traffic {
         return found
     }
 
-    /// Adds what has changed since the last time, or all of it. The figures of the last ten seconds and
-    /// exemplars are not kept.
-    mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
-        if scope == .everything { writer.append(.bounds(requests.bounds)) }
-        requests.save(scope, to: &writer)
-        connections.save(scope, to: &writer)
+    /// Begins to save: what decisions have changed is saved as it is now, however they go on meanwhile.
+    mutating func beginSave(_ scope: StateScope) {
+        if scope == .everything {
+            boundsChanged = true
+            requests.markAll()
+            connections.markAll()
+            dirty.markAll()
+            changedTransitions = Set(transitions.keys)
+            reactionsChanged = true
+        }
+        unsavedTransitions = changedTransitions.map { ($0, transitions[$0] ?? 0) }
+        changedTransitions = []
+        unsavedReactions = reactionsChanged ? reactions : nil
+        reactionsChanged = false
+    }
+
+    /// Adds what decisions have changed, as it was at `beginSave`.
+    /// - Parameter limit: How many rows at most; so many less afterwards.
+    mutating func saveDecisions(to writer: inout StateWriter, rows limit: inout Int) {
+        while limit > 0, let (key, count) = unsavedTransitions.popLast() {
+            limit -= 1
+            writer.transitions(service: key.service, from: key.from, to: key.to, key.reason, count: count)
+        }
+        if let reactions = unsavedReactions {
+            writer.append(.reaction(sum: reactions.sum, buckets: reactions.buckets))
+            unsavedReactions = nil
+        }
+    }
+
+    /// Adds what counting has changed since the last time. The figures of the last ten seconds and exemplars are
+    /// not kept.
+    /// - Parameter limit: How many rows at most; so many less afterwards.
+    mutating func saveCounts(to writer: inout StateWriter, rows limit: inout Int) {
+        if boundsChanged { writer.append(.bounds(requests.bounds)) }
+        boundsChanged = false
+        requests.save(to: &writer, rows: &limit)
+        connections.save(to: &writer, rows: &limit)
         recent.withUnsafeBufferPointer { recent in
             recentKeys.withUnsafeBufferPointer { keys in
-                scope.forEach(&dirty) { index in
+                dirty.take(&limit) { index in
                     writer.totals(
                         service: keys[index] / 2, keys[index] % 2 == 0 ? .client : .server,
                         requests: recent[index].requests, errors: recent[index].errors)
                 }
             }
         }
-        for key in scope == .everything ? Set(transitions.keys) : changedTransitions {
-            writer.append(
-                .transitions(
-                    service: key.service, from: key.from, to: key.to, key.reason, count: transitions[key] ?? 0
-                )
-            )
-        }
-        changedTransitions = []
-        if scope == .everything || reactionsChanged {
-            writer.append(.reaction(sum: reactions.sum, buckets: reactions.buckets))
-        }
-        reactionsChanged = false
     }
 
     /// Takes over a row of an agent before whose histograms had these bounds; false if it makes no sense.

@@ -70,7 +70,10 @@ struct WorkloadDirectory {
     }
 
     /// Adds what has come since the last time, or all that there is; what has gone takes all of it to tell.
-    mutating func save(_ scope: StateScope, to writer: inout StateWriter) { table.save(scope, to: &writer) }
+    mutating func save(to writer: inout StateWriter) { table.save(to: &writer) }
+
+    /// Has `save` add all that there is.
+    mutating func markAll() { table.markAll() }
 
     /// Takes over a row of an agent before; false if it makes no sense. Call `restored` after the last one.
     mutating func restore(index: UInt32, name: String) -> Bool { table.restore(index: index, name: name) }

@@ -23,13 +23,23 @@ enum Catalog {
     private static let follow = ArgumentOption(
         "follow", summary: "keep running and show what comes, until Ctrl-C")
 
+    private static let pins = ArgumentOption(
+        "pins", value: "DIR", values: .file,
+        summary: "where the agent pins what outlives it, if it has --pins; asked when none runs")
+
+    private static let withoutAgent =
+        "Works where no agent runs, too, on what the last one left in the kernel, and says so. The next agent "
+        + "takes over what was done. Needs root."
+
     static let commands: [ArgumentCommand] = [
         ArgumentCommand(
             ["status"], summary: "the agent, its kernel hooks, lease and losses, on a screen",
             details: [
                 "Each problem is listed below the figures with what to do about it. The exit code is 0 as long as "
-                    + "the agent answers."
+                    + "the agent answers. Where none runs, it is 3, and what goes on without it is shown: what "
+                    + "is attached, what is rejected, and until when."
             ],
+            options: [pins],
             examples: [
                 .init("meshctl status", does: "is all well on this node?"),
                 .init("meshctl status -o json | jq .lease.valid", does: "the same, for a script"),
@@ -51,20 +61,23 @@ enum Catalog {
             ["breaker", "list"], summary: "every breaker: state, why, window, override",
             details: [
                 "REQUESTS, FAILED and SLOW are of the breaker's sliding window. REJECTED counts since the agent "
-                    + "started; for a breaker in mode observe it is what would have been rejected."
+                    + "started; for a breaker in mode observe it is what would have been rejected.",
+                withoutAgent,
             ],
+            options: [pins],
             examples: [.init("meshctl breaker list", does: "what is open, and why")]),
         ArgumentCommand(
             ["breaker", "show"], summary: "one breaker with its window, attempts and history",
-            operands: [service],
+            details: [withoutAgent], options: [pins], operands: [service],
             examples: [.init("meshctl breaker show payments", does: "who did what to it, and when")]),
         ArgumentCommand(
             ["breaker", "open"], summary: "force a breaker open: reject every attempt",
             details: [
                 "The override beats automation until it ends by itself or by `meshctl breaker auto`. It ends on "
-                    + "time even if the agent dies. A breaker in mode observe rejects nothing, overridden or not."
+                    + "time even if the agent dies. A breaker in mode observe rejects nothing, overridden or not.",
+                withoutAgent,
             ],
-            options: [reason, duration], operands: [service],
+            options: [reason, duration, pins], operands: [service],
             examples: [
                 .init(
                     "meshctl breaker open payments --reason 'INC-1234: failing over'",
@@ -77,9 +90,10 @@ enum Catalog {
             ["breaker", "close"], summary: "force a breaker closed: reject nothing",
             details: [
                 "The override beats automation until it ends by itself or by `meshctl breaker auto`. It ends on "
-                    + "time even if the agent dies."
+                    + "time even if the agent dies.",
+                withoutAgent,
             ],
-            options: [reason, duration], operands: [service],
+            options: [reason, duration, pins], operands: [service],
             examples: [
                 .init(
                     "meshctl breaker close payments --reason 'false alarm, see INC-1234' --for 10m",
@@ -87,7 +101,7 @@ enum Catalog {
             ]),
         ArgumentCommand(
             ["breaker", "auto"], summary: "end an override: back to automation",
-            operands: [service],
+            details: [withoutAgent], options: [pins], operands: [service],
             examples: [.init("meshctl breaker auto payments", does: "let the breaker decide again")]),
         ArgumentCommand(
             ["flows"], summary: "connections and requests with their trace IDs",

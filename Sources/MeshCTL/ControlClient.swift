@@ -162,10 +162,10 @@ struct ControlClient {
     private func noConnection(_ error: SystemError) -> Failure {
         switch error.errno {
         case ENOENT:
-            .noAgent(
+            .noAgentRuns(
                 "no agent: there is no socket at \(path). \(Self.start), or name its socket with --control")
         case ECONNREFUSED:
-            .noAgent("no agent: nobody listens at \(path), which an agent has left behind. \(Self.start)")
+            .noAgentRuns("no agent: nobody listens at \(path), which an agent has left behind. \(Self.start)")
         case EACCES, EPERM:
             .noAgent("permission denied at \(path). Run meshctl as root, for example with sudo")
         case EAGAIN: late()

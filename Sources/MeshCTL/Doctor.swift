@@ -212,7 +212,7 @@ struct Doctor {
         } catch {
             let detail: String
             switch error {
-            case .noAgent(let text), .refused(let text, _): detail = text
+            case .noAgent(let text), .noAgentRuns(let text), .refused(let text, _): detail = text
             default: detail = "something listens at \(control) that gives no status"
             }
             return (

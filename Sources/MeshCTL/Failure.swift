@@ -16,6 +16,8 @@ enum Failure: Error, Equatable {
     case usage(String, see: String)
     /// No agent answers, or something does that is not one.
     case noAgent(String)
+    /// Nobody listens at the control socket, or there is none: no agent runs.
+    case noAgentRuns(String)
     /// Standard output is broken, not just closed.
     case output(String)
     /// Whoever read standard output has gone: nothing to say, and to nobody.
@@ -25,7 +27,7 @@ enum Failure: Error, Equatable {
         switch self {
         case .refused, .output: ExitCode.refused
         case .usage: ExitCode.usage
-        case .noAgent: ExitCode.noAgent
+        case .noAgent, .noAgentRuns: ExitCode.noAgent
         case .outputClosed: ExitCode.done
         }
     }

@@ -1,6 +1,7 @@
 // The command-line tool: understands the arguments, asks the agent, shows the answer, and says by
 // its exit code how it went.
 
+import BPFRuntime
 import Glibc
 import MeshCore
 import MeshSystem
@@ -74,7 +75,7 @@ struct Meshctl: Sendable {
         switch failure {
         case .refused(let text, let near): (message, suggestion) = (text, near)
         case .usage(let text, let command): (message, see) = (text, command)
-        case .noAgent(let text), .output(let text): message = text
+        case .noAgent(let text), .noAgentRuns(let text), .output(let text): message = text
         case .outputClosed: return
         }
         if json {
@@ -108,29 +109,25 @@ struct Run: Sendable {
 
     func perform() throws(Failure) -> Int32 {
         switch command {
-        case "status":
-            try show(try client.call("GET", "/v1/status")) { answer, page throws(Failure) in
-                StatusView.lines(try Status(answer), on: page)
-            }
+        case "status": return try status()
         case "services":
             try show(try client.call("GET", "/v1/services")) { answer, page throws(Failure) in
                 let rows = try answer.list("services") { row throws(Failure) in try ServiceRow(row) }
                 return Views.services(rows, on: page)
             }
         case "breaker list":
-            try show(try client.call("GET", "/v1/breakers")) { answer, page throws(Failure) in
+            try show(try ask(.breakers)) { answer, page throws(Failure) in
                 let breakers = try answer.list("breakers") { row throws(Failure) in try Breaker(row) }
                 return Views.breakers(breakers, on: page, now: Timestamp.now())
             }
         case "breaker show":
-            try show(try client.call("GET", breakerTarget())) { answer, page throws(Failure) in
+            try show(try ask(.breaker(service()))) { answer, page throws(Failure) in
                 Views.breaker(try Breaker(answer), on: page, now: Timestamp.now())
             }
-        case "breaker open": try override("open")
-        case "breaker close": try override("close")
+        case "breaker open": try override(.open)
+        case "breaker close": try override(.close)
         case "breaker auto":
-            try show(try client.call("POST", breakerTarget() + "/auto", body: [:])) {
-                answer, page throws(Failure) in
+            try show(try ask(.auto(service()))) { answer, page throws(Failure) in
                 Views.overrideDone(try Breaker(answer), on: page, now: Timestamp.now())
             }
         case "flows": try flows()
@@ -149,6 +146,41 @@ struct Run: Sendable {
         default: preconditionFailure("the catalog has a command that nothing carries out: \(command)")
         }
         return ExitCode.done
+    }
+
+    // MARK: asking
+
+    /// Asks the agent; where none runs, what it has left.
+    private func ask(_ question: Question) throws(Failure) -> JSONValue {
+        let (method, target, body) = question.call
+        do {
+            return try client.call(method, target, body: body)
+        } catch {
+            guard case .noAgentRuns(let why) = error else { throw error }
+            return try askRemains(question, why)
+        }
+    }
+
+    private func askRemains(_ question: Question, _ why: String) throws(Failure) -> JSONValue {
+        guard var remains = try Remains.open(Instance(control: client.path, pins: arguments["pins"])) else {
+            throw .noAgentRuns(why)
+        }
+        let answer = try remains.answer(question)
+        if question != .status { warn(remains.warning(question)) }
+        return answer
+    }
+
+    /// The agent's own answer to whether it is well; where none runs, what goes on without it.
+    private func status() throws(Failure) -> Int32 {
+        let value = try ask(.status)
+        guard value["agent"] == .some(.null) else {
+            try show(value) { answer, page throws(Failure) in StatusView.lines(try Status(answer), on: page) }
+            return ExitCode.done
+        }
+        try show(value) { answer, page throws(Failure) in
+            try RemainsView.lines(answer, on: page, now: Timestamp.now())
+        }
+        return ExitCode.noAgent
     }
 
     // MARK: showing
@@ -180,23 +212,20 @@ struct Run: Sendable {
 
     // MARK: breakers
 
-    /// The path of the breaker that is named.
-    private func breakerTarget() throws(Failure) -> String {
+    /// The service that is named.
+    private func service() throws(Failure) -> String {
         guard !arguments.operands[0].isEmpty else { throw usage("SERVICE is empty") }
-        return "/v1/breakers/" + percentEncoded(arguments.operands[0])
+        return arguments.operands[0]
     }
 
-    private func override(_ state: String) throws(Failure) {
+    private func override(_ forced: BreakerOverride.Forced) throws(Failure) {
         let reason = arguments["reason"] ?? ""
         guard reason.contains(where: { !$0.isWhitespace }) else {
-            throw usage(
-                "--reason is empty: say why, for those who find the breaker \(state == "open" ? "open" : "closed")"
-            )
+            let state = forced == .open ? "open" : "closed"
+            throw usage("--reason is empty: say why, for those who find the breaker \(state)")
         }
-        let seconds = try duration("for") ?? 900
-        let answer = try client.call(
-            "POST", "\(breakerTarget())/\(state)",
-            body: ["reason": .string(reason), "for_seconds": .number(seconds)])
+        let seconds = try duration("for") ?? OverrideWish.usualSeconds
+        let answer = try ask(.force(service(), forced, reason: reason, seconds: seconds))
         try show(answer) { answer, page throws(Failure) in
             Views.overrideDone(try Breaker(answer), on: page, now: Timestamp.now())
         }

@@ -190,6 +190,8 @@ struct Breaker {
     let connects: Attempts
     let requests: Attempts
     let heldClosed: Bool
+    /// Whether it rejects attempts; nil: an agent runs, and it does as its state and mode say.
+    let rejects: Bool?
     let history: [Event]
 
     init(_ answer: Answer) throws(Failure) {
@@ -219,11 +221,14 @@ struct Breaker {
         connects = try Attempts(try attempts.member("connect"))
         requests = try Attempts(try attempts.member("request"))
         heldClosed = try answer.flag("held_closed")
+        rejects = try answer.optional("rejects") == nil ? nil : answer.flag("rejects")
         history =
             try answer.optional("history") == nil
             ? [] : answer.list("history") { event throws(Failure) in try Event(event) }
     }
 
+    /// Whether only the end of a dead agent's lease keeps it from rejecting.
+    var isPastLease: Bool { rejects == false && mode == "enforce" && state != "closed" }
     /// Both points' rejections together.
     var rejected: Double { connects.rejected + requests.rejected }
     /// Both points' probes together.

@@ -211,10 +211,10 @@ struct Top {
     private func draw(_ frame: Frame, after previous: Frame?, _ trouble: Failure?) throws(Failure) {
         var page = run.console.page()
         var lines: [String] = []
-        if case .noAgent(let text) = trouble {
+        switch trouble {
+        case .noAgent(let text), .noAgentRuns(let text), .refused(let text, _):
             lines = Views.prose(text, on: page).map { page.paint($0, .red) } + [""]
-        } else if case .refused(let text, _) = trouble {
-            lines = Views.prose(text, on: page).map { page.paint($0, .red) } + [""]
+        default: break
         }
         page.height = page.height.map { max(4, $0 - lines.count) }
         lines += frame.lines(after: previous, on: page)

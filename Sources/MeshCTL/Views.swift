@@ -78,7 +78,10 @@ enum Views {
         for breaker in breakers.sorted(by: { $0.service < $1.service }) {
             let window = breaker.window
             table.add([
-                Cell(breaker.service), Cell(breaker.state, style(ofState: breaker.state)),
+                Cell(breaker.service),
+                breaker.isPastLease
+                    ? Cell("\(breaker.state) (lease over)", .dim)
+                    : Cell(breaker.state, style(ofState: breaker.state)),
                 Cell(breaker.mode, breaker.mode == "enforce" ? .plain : .dim),
                 Cell(
                     breaker.heldClosed ? "held_closed" : breaker.reason ?? "-",
@@ -108,6 +111,9 @@ enum Views {
             "why",
             "\(breaker.reason ?? "never changed"), since \(Format.time(breaker.since)) (\(ago(breaker.since, now)) ago)"
         )
+        if breaker.isPastLease {
+            add("lease", "over, as no agent runs: it admits everything")
+        }
         if breaker.heldClosed {
             add(
                 "held",

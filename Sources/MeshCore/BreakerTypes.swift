@@ -206,6 +206,21 @@ extension BreakerKernelWord {
         if self == BreakerKernelWord.none { return nil }
     }
 
+    /// Whether it is that of a breaker that is closed and not forced.
+    public var isAtEase: Bool { state == .closed && forced == nil }
+
+    /// Whether the kernel may reject an attempt by it, now or when a deadline has passed.
+    public var mayReject: Bool { mode == .enforce && (forced == .open || state != .closed) }
+
+    /// The override that it tells of, with who and why if that is the one that is known; nil if it tells of none.
+    public func override(known: BreakerOverride?) -> BreakerOverride? {
+        guard let forced else { return nil }
+        if let known, known.forced == forced, known.expiresAt == overrideUntil { return known }
+        return BreakerOverride(
+            forced: forced, actor: "unknown", reason: "forced before the agent was restarted", since: 0,
+            expiresAt: overrideUntil)
+    }
+
     /// That of a service without a breaker.
     public static let none = BreakerKernelWord(
         state: .closed, mode: .off, forced: nil, drain: false, alert: false, probeShare: 0, openUntil: 0,

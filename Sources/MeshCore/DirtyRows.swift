@@ -17,27 +17,41 @@ public struct DirtyRows: Sendable {
     /// How many rows there are.
     public var count: Int { links.count }
 
-    /// Adds a row, as changed.
-    public mutating func append() {
+    /// Adds a row, as changed unless said otherwise.
+    public mutating func append(isMarked: Bool = true) {
         links.append(0)
-        mark(links.count - 1)
+        if isMarked { mark(links.count - 1) }
     }
 
+    /// Whether a row is noted.
+    public func contains(_ row: Int) -> Bool { links[row] != 0 }
+
     /// Notes that a row changed.
-    @inlinable
+    @inlinable @inline(__always)
     public mutating func mark(_ row: Int) {
-        guard links[row] == 0 else { return }
+        if links[row] == 0 { add(row) }
+    }
+
+    @usableFromInline @inline(never)
+    mutating func add(_ row: Int) {
         links[row] = last
         last = UInt32(row) + 1
     }
 
-    /// Hands out the rows that changed, the latest first, and forgets that they did.
-    public mutating func take(_ body: (Int) -> Void) {
+    /// Notes all rows.
+    public mutating func markAll() {
+        for row in links.indices { mark(row) }
+    }
+
+    /// Hands out rows that changed, the latest first, and forgets that they did.
+    /// - Parameter limit: How many at most; so many less afterwards.
+    public mutating func take(_ limit: inout Int, _ body: (Int) -> Void) {
         links.withUnsafeMutableBufferPointer { links in
-            while last != DirtyRows.end {
+            while limit > 0 && last != DirtyRows.end {
                 let row = Int(last) - 1
                 last = links[row]
                 links[row] = 0
+                limit -= 1
                 body(row)
             }
         }
@@ -50,20 +64,12 @@ public struct DirtyRows: Sendable {
     }
 }
 
-/// Which rows are saved.
+/// What of the state is saved.
 public enum StateScope: Sendable {
-    /// Those that have changed since the last time.
+    /// What decisions have changed since the last time: breakers, how often they opened, what was told of them.
+    case decisions
+    /// All that has changed since the last time.
     case changes
-    /// All of them.
+    /// All there is.
     case everything
-
-    /// Hands out these rows of a table, each once, and forgets that they changed.
-    public func forEach(_ dirty: inout DirtyRows, _ body: (Int) -> Void) {
-        switch self {
-        case .changes: dirty.take(body)
-        case .everything:
-            dirty.reset(count: dirty.count)
-            for row in 0..<dirty.count { body(row) }
-        }
-    }
 }

@@ -34,6 +34,8 @@ public struct BreakerEvent: Equatable, Sendable {
     public var text: String?
     /// When the override ends by itself.
     public var expiresAt: UInt64?
+    /// It happened where no agent ran, so it is in no log as yet: the next agent sees to that.
+    public var isUntold = false
 
     /// The actor of what happens by itself.
     public static let agent = "agent"
@@ -66,6 +68,9 @@ public struct BreakerEvent: Equatable, Sendable {
 
 /// The latest events, oldest first, in memory that does not grow past its capacity.
 public struct BreakerHistory: Sendable {
+    /// How many events of each service are kept.
+    public static let perService = 50
+
     /// How many events are kept.
     public let capacity: Int
     /// How many events there ever were.
@@ -87,6 +92,12 @@ public struct BreakerHistory: Sendable {
             ring[Int(total % UInt64(capacity))] = (number, event)
         }
         total += 1
+    }
+
+    /// The number of the newest event; nil if there is none.
+    public var last: UInt64? {
+        if ring.count < capacity { return ring.last?.number }
+        return ring[Int((total + UInt64(capacity) - 1) % UInt64(capacity))].number
     }
 
     /// The events that are kept, oldest first.

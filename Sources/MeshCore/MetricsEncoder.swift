@@ -218,6 +218,14 @@ public struct MetricsEncoder: Sendable {
             "mesh_agent_refused_calls", .counter, "System calls that were refused to the agent itself.")
         writer.sample("mesh_agent_refused_calls_total", [], snapshot.refusedCalls)
         writer.family(
+            "mesh_agent_log_lines_dropped", .counter,
+            "Lines of the agent's log that were never written: nobody read them, or the disk is full.")
+        writer.sample("mesh_agent_log_lines_dropped_total", [], snapshot.logLinesDropped)
+        writer.family(
+            "mesh_agent_control_listening", .gauge,
+            "1 if the control socket is where meshctl looks for it, else 0.")
+        writer.sample("mesh_agent_control_listening", [], snapshot.isControlListening ? 1 : 0)
+        writer.family(
             "mesh_agent_pinned", .gauge,
             "1 if maps and programs are pinned, so that what is enforced outlives the agent, else 0.")
         writer.sample("mesh_agent_pinned", [], snapshot.isPinned ? 1 : 0)

@@ -190,6 +190,10 @@ public struct MetricsSnapshot: Sendable {
     public var leaseAge: UInt64 = 0
     /// System calls that the agent's own filter refused.
     public var refusedCalls: UInt64 = 0
+    /// Lines of the agent's log that were never written.
+    public var logLinesDropped: UInt64 = 0
+    /// Whether the control socket is where clients look for it.
+    public var isControlListening = false
     /// Whether all that is enforced outlives the agent.
     public var isPinned = false
     /// The state that outlives the agent.

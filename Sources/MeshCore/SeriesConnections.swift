@@ -150,11 +150,15 @@ public struct ConnectionTable: Sendable {
         dirty.reset(count: kept.count)
     }
 
-    /// Adds the rows that have changed since the last time, or all of them.
-    public mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+    /// Has `save` add all rows.
+    public mutating func markAll() { dirty.markAll() }
+
+    /// Adds rows that have changed since the last time.
+    /// - Parameter limit: How many at most; so many less afterwards.
+    public mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
         let (keys, stride) = (index.keys, stride)
         values.withUnsafeBufferPointer { values in
-            scope.forEach(&dirty) { row in
+            dirty.take(&limit) { row in
                 writer.connections(
                     keys[row], UnsafeBufferPointer(rebasing: values[row * stride..<(row + 1) * stride]))
             }

@@ -137,11 +137,15 @@ public struct SeriesTable: Sendable {
         dirty.reset(count: kept.count)
     }
 
-    /// Adds the rows that have changed since the last time, or all of them. Exemplars are not kept.
-    public mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
+    /// Has `save` add all rows.
+    public mutating func markAll() { dirty.markAll() }
+
+    /// Adds rows that have changed since the last time. Exemplars are not kept.
+    /// - Parameter limit: How many at most; so many less afterwards.
+    public mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
         let (keys, stride) = (index.keys, stride)
         values.withUnsafeBufferPointer { values in
-            scope.forEach(&dirty) { row in
+            dirty.take(&limit) { row in
                 writer.requests(
                     keys[row], UnsafeBufferPointer(rebasing: values[row * stride..<(row + 1) * stride]))
             }

@@ -81,10 +81,10 @@ public enum StateLogError: Error, Equatable, CustomStringConvertible {
 /// All of it is 64-bit words in the machine's own byte order, because it never leaves the machine. The header
 /// is a magic number, the version, the instance, two words of the boot ID, the maps' layout, and the checksum of these. A commit
 /// is the number of words of its rows, its sequence, the two positions, the checksum of the rows, the checksum
-/// of these, and the rows.
+/// of these, and the rows. Rows are written before the head that makes a commit of them.
 public struct StateLog: Sendable {
     /// The version of this form and of the rows' (StateRows.swift): another is not read.
-    public static let version: UInt64 = 1
+    public static let version: UInt64 = 2
 
     /// The version of the layout of the maps that the positions are of.
     public let layout: UInt32
@@ -98,6 +98,7 @@ public struct StateLog: Sendable {
 
     static let headerWords = 7
     static let commitWords = 6
+    static let commitBytes = commitWords * 8
     private static let magic: UInt64 = 0x0A31_4554_4154_534D  // "MSTATE1\n"
 
     /// Checks a file. A last commit that is not all there is left out: that is what a SIGKILL leaves.
@@ -123,6 +124,8 @@ public struct StateLog: Sendable {
         var place = StateLog.headerWords
         while count - place >= StateLog.commitWords {
             let rows = place + StateLog.commitWords
+            // The head is written after the rows, and this is its last word.
+            if words[rows - 1] == 0 { break }
             guard stateChecksum(words[place..<rows - 1]) == words[rows - 1] else {
                 throw .damaged(at: place * 8, what: "the head of a commit is not what was written")
             }
@@ -180,18 +183,38 @@ public struct StateLog: Sendable {
     }
 }
 
-/// The checksum of words. Whatever changes within a single word changes it: each step is a bijection.
-func stateChecksum(_ words: UnsafeBufferPointer<UInt64>) -> UInt64 {
+/// The checksum of words that come in parts. Whatever changes within a single word changes it: each step is a
+/// bijection.
+struct StateChecksum {
     // Two at a time, because each step waits for the one before.
-    var (first, second) = (0x9E37_79B9_7F4A_7C15 ^ UInt64(words.count), UInt64(0xC2B2_AE3D_27D4_EB4F))
-    var place = 0
-    while place + 1 < words.count {
-        first = step(first, words[place])
-        second = step(second, words[place + 1])
-        place += 2
+    private var first: UInt64 = 0x9E37_79B9_7F4A_7C15
+    private var second: UInt64 = 0xC2B2_AE3D_27D4_EB4F
+    private var count = 0
+
+    /// Adds words.
+    mutating func add(_ words: UnsafeBufferPointer<UInt64>) {
+        var place = 0
+        if count % 2 == 1 && !words.isEmpty {
+            second = step(second, words[0])
+            place = 1
+        }
+        while place + 1 < words.count {
+            first = step(first, words[place])
+            second = step(second, words[place + 1])
+            place += 2
+        }
+        if place < words.count { first = step(first, words[place]) }
+        count += words.count
     }
-    if place < words.count { first = step(first, words[place]) }
-    return step(first, second)
+
+    /// That of all words so far.
+    var value: UInt64 { step(step(first, second), UInt64(count)) }
+}
+
+func stateChecksum(_ words: UnsafeBufferPointer<UInt64>) -> UInt64 {
+    var sum = StateChecksum()
+    sum.add(words)
+    return sum.value
 }
 
 func stateChecksum(_ words: ArraySlice<UInt64>) -> UInt64 {

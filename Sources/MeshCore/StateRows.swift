@@ -200,41 +200,72 @@ public struct StateWriter: ~Copyable {
     private var capacity: Int
     /// The words so far, those of the commit's head among them.
     private var count = StateLog.commitWords
+    /// How many words of rows were flushed, and their checksum.
+    private var flushedCount = 0
+    private var checksum = StateChecksum()
 
     /// What it keeps between two commits, unless it needs more: 128 KiB.
-    private static let kept = 16_384
+    public static let kept = 16_384
 
-    /// A writer without rows.
-    public init() {
-        capacity = StateWriter.kept
+    /// A writer without rows, and with room for so many words at first.
+    public init(capacity: Int = StateWriter.kept) {
+        self.capacity = capacity
         words = .allocate(capacity: capacity)
     }
 
     deinit { words.deallocate() }
 
     /// Whether there are no rows.
-    public var isEmpty: Bool { count == StateLog.commitWords }
+    public var isEmpty: Bool { length == StateLog.commitBytes }
+
+    /// Whether rows were flushed.
+    public var hasFlushed: Bool { flushedCount > 0 }
+
+    /// How many bytes the commit has so far, its head among them.
+    public var length: Int { (count + flushedCount) * 8 }
+
+    /// Whether there are so many rows that some should be flushed: half of what is kept.
+    public var wantsFlush: Bool { count > StateWriter.kept / 2 }
 
     /// Forgets all rows.
     public mutating func clear() {
         count = StateLog.commitWords
+        flushedCount = 0
+        checksum = StateChecksum()
         guard capacity > 8 * StateWriter.kept else { return }
         words.deallocate()
         capacity = StateWriter.kept
         words = .allocate(capacity: capacity)
     }
 
-    /// Completes the rows to a commit: its bytes, valid until the next call.
-    public mutating func finish(_ commit: StateCommit) -> UnsafeRawBufferPointer {
+    /// Hands out the rows so far, so that a long commit needs no more memory than a short one.
+    /// - Returns: Their bytes, valid until the next call, and where in the commit they belong. There they have to
+    ///   be before what `finish` returns is written.
+    public mutating func flush() -> (bytes: UnsafeRawBufferPointer, offset: Int) {
         let rows = UnsafeBufferPointer(
             start: words + StateLog.commitWords, count: count - StateLog.commitWords)
-        words[0] = UInt64(rows.count)
+        let offset = StateLog.commitBytes + flushedCount * 8
+        checksum.add(rows)
+        flushedCount += rows.count
+        count = StateLog.commitWords
+        return (UnsafeRawBufferPointer(rows), offset)
+    }
+
+    /// Completes the rows to a commit.
+    /// - Returns: The bytes with which it begins, valid until the next call: its head, and its rows, unless
+    ///   these were flushed. It is a commit once they are written.
+    public mutating func finish(_ commit: StateCommit) -> UnsafeRawBufferPointer {
+        let isWhole = flushedCount == 0
+        let wordCount = count
+        let rows = flush().bytes
+        precondition(isWhole || rows.isEmpty, "the last rows were not flushed")
+        words[0] = UInt64(flushedCount)
         words[1] = commit.sequence
         words[2] = commit.counted
         words[3] = commit.decided
-        words[4] = stateChecksum(rows)
+        words[4] = checksum.value
         words[5] = stateChecksum(UnsafeBufferPointer(start: words, count: 5))
-        return UnsafeRawBufferPointer(start: words, count: count * 8)
+        return UnsafeRawBufferPointer(start: words, count: wordCount * 8)
     }
 
     /// Adds a row of up to `limit` words, of which `body` gives the number.
@@ -310,6 +341,13 @@ public struct StateWriter: ~Copyable {
         }
     }
 
+    /// Adds a row that was made before.
+    public mutating func append(made row: [UInt64]) {
+        if count + row.count > capacity { grow(by: row.count) }
+        (words + count).update(from: row, count: row.count)
+        count += row.count
+    }
+
     /// Adds a breaker.
     public mutating func breaker(
         service: UInt32, _ memory: borrowing BreakerMemory, admittedConnects: UInt64, admittedRequests: UInt64
@@ -325,6 +363,18 @@ public struct StateWriter: ~Copyable {
                 memory.window.save(to: slots.baseAddress!)
                 return fixed + StateWriter.write(UnsafeBufferPointer(slots), to: words + fixed)
             }
+        }
+    }
+
+    /// Adds how often a breaker made a kind of transition.
+    public mutating func transitions(
+        service: UInt32, from: BreakerState, to: BreakerState, _ reason: BreakerReason, count: UInt64
+    ) {
+        add(.transitions, 3) { words in
+            words[0] = UInt64(service)
+            words[1] = StateCode.of(from) | StateCode.of(to) << 8 | StateCode.of(reason) << 16
+            words[2] = count
+            return 3
         }
     }
 
@@ -356,12 +406,7 @@ public struct StateWriter: ~Copyable {
                     override.expiresAt,
                 ], override.actor, override.reason)
         case .transitions(let service, let from, let to, let reason, let count):
-            rare(
-                .transitions,
-                [
-                    UInt64(service),
-                    StateCode.of(from) | StateCode.of(to) << 8 | StateCode.of(reason) << 16, count,
-                ])
+            transitions(service: service, from: from, to: to, reason, count: count)
         case .reaction(let sum, let buckets): rare(.reaction, [sum] + buckets)
         case .binding(let pid, nil): rare(.binding, [UInt64(pid)])
         case .binding(let pid, let binding?):
@@ -373,6 +418,7 @@ public struct StateWriter: ~Copyable {
                 UInt64(BreakerEvent.Kind.allCases.firstIndex(of: event.kind)!) | StateCode.of(event.from) << 8
                 | StateCode.of(event.to) << 16 | StateCode.of(event.reason) << 24
                 | (event.text == nil ? 0 : 1) << 32 | (event.expiresAt == nil ? 0 : 1) << 33
+                | (event.isUntold ? 1 : 0) << 34
             rare(
                 .event, [number, event.time, change, event.expiresAt ?? 0], event.service, event.actor,
                 event.text ?? "")
@@ -511,7 +557,7 @@ extension BreakerEvent {
     fileprivate init?(_ reader: inout StateReader) {
         guard let time = reader.next(), let change = reader.next(), let expiresAt = reader.next(),
             let service = reader.string(), let actor = reader.string(), let text = reader.string(),
-            change & 0xff < BreakerEvent.Kind.allCases.count, change >> 34 == 0,
+            change & 0xff < BreakerEvent.Kind.allCases.count, change >> 35 == 0,
             let from = StateCode.state(change >> 8), let to = StateCode.state(change >> 16),
             let reason = StateCode.reason(change >> 24), let reason
         else { return nil }
@@ -519,5 +565,6 @@ extension BreakerEvent {
             time: time, kind: BreakerEvent.Kind.allCases[Int(change & 0xff)], service: service, from: from,
             to: to, reason: reason, actor: actor, text: change >> 32 & 1 == 1 ? text : nil,
             expiresAt: change >> 33 & 1 == 1 ? expiresAt : nil)
+        isUntold = change >> 34 & 1 == 1
     }
 }

@@ -54,21 +54,23 @@ public struct LatencyWindow: Sendable {
     /// Octaves that have memory from the first request on: two in each slot.
     private static let firstChunks = 10
 
-    /// The running slot, and its place among the others; the copy there is stale.
+    // What each request needs comes first, so that it is in a cache line.
+    /// When the running slot ends; 0 before the first request.
+    private var slotEnd: UInt64 = 0
+    private var newest: UInt64 = 0
+    /// The running slot; its copy among the others is stale.
     private var running = Slot()
-    private var place = 0
-    private var slots: [Slot] = []
     /// First, for each slot's octaves, the number of its chunk plus one (0: it has none); then the chunks,
     /// each the buckets of one octave.
     private var storage: [UInt16] = []
-    /// The chunks in use: bit n of the first or, from 64 on, of the second.
-    private var used: (UInt64, UInt64) = (0, 0)
-    private var newest: UInt64 = 0
     /// The running slot's octave of the last request, and where its buckets begin: most are in the same.
     private var lastOctave = -1
     private var lastStart = 0
-    /// When the running slot ends; 0 before the first request.
-    private var slotEnd: UInt64 = 0
+    /// The running slot's place among all.
+    private var place = 0
+    private var slots: [Slot] = []
+    /// The chunks in use: bit n of the first or, from 64 on, of the second.
+    private var used: (UInt64, UInt64) = (0, 0)
     private var firstRecord: UInt64 = 0
 
     /// An empty window; it has no memory of its own yet.
@@ -90,7 +92,9 @@ public struct LatencyWindow: Sendable {
             running.below += 1
             return
         }
-        let index = index(of: bucket)
+        let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
+        if octave != lastOctave { find(octave) }
+        let index = lastStart + step
         if storage[index] == .max { thin() }
         storage[index] += 1
     }
@@ -119,16 +123,13 @@ public struct LatencyWindow: Sendable {
         }
     }
 
-    /// Where in `storage` a bucket of the running slot is, which is not the one for all below.
-    private mutating func index(of bucket: Int) -> Int {
-        let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
-        if octave != lastOctave {
-            let entry = place * LatencyWindow.octaves + octave
-            if storage[entry] == 0 { storage[entry] = UInt16(takeChunk() + 1) }
-            lastOctave = octave
-            lastStart = LatencyWindow.start(ofChunk: Int(storage[entry]) - 1)
-        }
-        return lastStart + step
+    /// Looks up where the running slot's buckets of an octave begin.
+    @inline(never)
+    private mutating func find(_ octave: Int) {
+        let entry = place * LatencyWindow.octaves + octave
+        if storage[entry] == 0 { storage[entry] = UInt16(takeChunk() + 1) }
+        lastOctave = octave
+        lastStart = LatencyWindow.start(ofChunk: Int(storage[entry]) - 1)
     }
 
     /// A chunk that was free, all zero.

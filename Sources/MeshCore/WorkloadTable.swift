@@ -19,6 +19,7 @@ public struct WorkloadTable: Sendable {
     private var free: [UInt32] = []
     /// The cgroups that were added since the table was last saved.
     private var added: [UInt64] = []
+    private var isAllUnsaved = false
 
     /// A table that knows only `other`. `limit` is how many names it may hold.
     public init(limit: Int) {
@@ -75,22 +76,25 @@ public struct WorkloadTable: Sendable {
         }
     }
 
-    /// Adds what has come since the last time, or all that there is. What has gone takes all of it to tell.
-    public mutating func save(_ scope: StateScope, to writer: inout StateWriter) {
-        switch scope {
-        case .changes:
+    /// Has `save` add all that there is. What has gone takes all of it to tell.
+    public mutating func markAll() { isAllUnsaved = true }
+
+    /// Adds what has come since the last time. There are never many.
+    public mutating func save(to writer: inout StateWriter) {
+        if isAllUnsaved {
+            for (index, name) in names.enumerated() where !name.isEmpty {
+                writer.append(.workload(index: UInt32(index), name: name))
+            }
+            for (id, index) in indexByCgroup { writer.append(.cgroup(id: id, index: index)) }
+        } else {
             for id in added {
                 guard let index = indexByCgroup[id] else { continue }
                 writer.append(.workload(index: index, name: names[Int(index)]))
                 writer.append(.cgroup(id: id, index: index))
             }
-        case .everything:
-            for (index, name) in names.enumerated() where !name.isEmpty {
-                writer.append(.workload(index: UInt32(index), name: name))
-            }
-            for (id, index) in indexByCgroup { writer.append(.cgroup(id: id, index: index)) }
         }
         added = []
+        isAllUnsaved = false
     }
 
     /// Gives an index the name that it had. False if it cannot have it. Call `restored` after the last one.

@@ -28,6 +28,25 @@ public func readFile(_ path: String, limit: Int) throws(SystemError) -> [UInt8] 
     }
 }
 
+/// Reads a whole file that somebody may be writing: what was there at one moment, not the beginning of one text and
+/// the end of another.
+/// - Parameters:
+///   - path: Where it is.
+///   - limit: The most bytes that are accepted.
+/// - Throws: `EAGAIN` if it does not come to rest within a second, else what `readFile` says.
+public func readSettledFile(_ path: String, limit: Int) throws(SystemError) -> [UInt8] {
+    var before = try readFile(path, limit: limit)
+    for _ in 0..<50 {
+        let now = try readFile(path, limit: limit)
+        if now == before { return now }
+        before = now
+        usleep(20_000)
+    }
+    throw SystemError(
+        "read", path, errno: EAGAIN, reason: "it is being written all the time",
+        hint: "write it beside, and rename it to its place")
+}
+
 /// Reads a whole file as text; bytes that are not UTF-8 become U+FFFD.
 /// - Parameters:
 ///   - path: Where it is.

@@ -39,6 +39,13 @@ public struct Listener: ~Copyable, Sendable {
         if lstat(path, &status) == 0, status.st_ino == inode { unlink(path) }
     }
 
+    /// Whether clients that go by the path come here: nobody has removed it, or put something else there.
+    public var isInPlace: Bool {
+        guard let path else { return true }
+        var status = stat()
+        return lstat(path, &status) == 0 && status.st_ino == inode
+    }
+
     /// Readable while a connection waits to be accepted.
     public var descriptor: Int32 { socket.descriptor }
 
@@ -216,6 +223,11 @@ public func userName(ofUID uid: UInt32) -> String? {
         guard result == 0, let found else { return nil }
         return String(cString: found.pointee.pw_name)
     }
+}
+
+/// Who does something, as histories and logs name them: `root (pid 1234)`.
+public func actorName(uid: UInt32, pid: Int32) -> String {
+    "\(userName(ofUID: uid) ?? "uid \(uid)") (pid \(pid))"
 }
 
 private func makeSocket(

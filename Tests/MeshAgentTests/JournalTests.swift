@@ -56,10 +56,23 @@ private struct Agent {
             share: 1, at: now)
     }
 
-    mutating func commit(to journal: Journal, _ position: UInt64) {
-        journal.commit(counted: position, decided: position + 8, at: now) { scope, writer in
-            intake.save(scope, to: &writer)
-            history.save(scope, to: &writer)
+    /// - Parameters:
+    ///   - rows: How many rows are added between two calls of `meanwhile`.
+    ///   - meanwhile: What is decided while the state is written.
+    mutating func commit(
+        to journal: Journal, _ position: UInt64, _ scope: StateScope = .changes, rows: Int = 1000,
+        meanwhile: (inout Agent) -> Void = { _ in }
+    ) {
+        journal.commit(scope, at: now) { scope in
+            intake.beginSave(scope)
+            history.beginSave(scope)
+            return (position, position + 8)
+        } save: { writer in
+            var limit = rows
+            history.save(to: &writer, rows: &limit)
+            let more = intake.save(to: &writer, rows: &limit)
+            if more { meanwhile(&self) }
+            return more
         }
     }
 
@@ -78,14 +91,23 @@ private struct Agent {
     }
 
     mutating func see(_ sample: mesh_sample) {
+        decide(sample)
+        count(sample)
+    }
+
+    mutating func decide(_ sample: mesh_sample) {
         withUnsafeBytes(of: sample) { record in
-            if !intake.decide(record), let left = intake.takeUnsettled() {
-                for transition in left.transitions {
-                    intake.traffic.recordTransition(service: sample.service, transition)
-                    history.append(BreakerEvent(transition, service: "\(sample.service)", wallOffset: 5))
-                    intake.traffic.recordReaction(transition.time % 1_000_000)
-                }
+            guard !intake.decide(record), let left = intake.takeUnsettled() else { return }
+            for transition in left.transitions {
+                intake.traffic.recordTransition(service: sample.service, transition)
+                history.append(BreakerEvent(transition, service: "\(sample.service)", wallOffset: 5))
+                intake.traffic.recordReaction(transition.time % 1_000_000)
             }
+        }
+    }
+
+    mutating func count(_ sample: mesh_sample) {
+        withUnsafeBytes(of: sample) { record in
             _ = intake.count(record)
             _ = intake.takeWork()
         }
@@ -184,6 +206,120 @@ private func sample(_ random: inout SplitMix64, at time: UInt64) -> mesh_sample 
     }
     #expect(agent.history.recent.count > 5)
     #expect(scratch.files == ["state"])
+}
+
+/// What is decided while the state is written is not in it: it is of one moment, whatever is written first.
+@Test func decisionsGoOnWhileTheStateIsWritten() throws {
+    var random = SplitMix64(seed: 21)
+    let scratch = try Scratch()
+    var agent = Agent()
+    try agent.configure()
+    let journal = scratch.journal()
+    var (decided, meanwhile) = (0, 0)
+    for round in 0..<80 {
+        var late: [mesh_sample] = []
+        for _ in 0..<30 {
+            agent.now += UInt64.random(in: 0...100_000_000, using: &random)
+            agent.see(sample(&random, at: agent.now))
+        }
+        if round % 9 == 0 { journal.rewrite() }
+        if round % 4 == 3 {
+            let override = BreakerOverride(
+                forced: .open, actor: "root", reason: "round \(round)", since: agent.now,
+                expiresAt: agent.now + 300_000_000)
+            _ = agent.intake.breakers.force(0, override, at: agent.now)
+        }
+        let before = agent.contents
+        let transitions = agent.intake.traffic.transitions
+        agent.commit(to: journal, UInt64(round) * 8, rows: 1) { agent in
+            for _ in 0..<3 {
+                agent.now += UInt64.random(in: 0...50_000_000, using: &random)
+                late.append(sample(&random, at: agent.now))
+                agent.decide(late.last!)
+            }
+        }
+        decided += late.count
+        if agent.intake.traffic.transitions != transitions { meanwhile += 1 }
+
+        let found = scratch.journal().read()
+        let log = try #require(found)
+        #expect(log.last.counted == UInt64(round) * 8)
+        var next = try Agent(log)
+        next.now = agent.now
+        try next.configure()
+        #expect(next.contents == before, "round \(round)")
+        // The records that were decided are counted afterwards, as they are in the engine.
+        for sample in late { agent.count(sample) }
+    }
+    #expect(decided > 1000 && meanwhile > 20)
+}
+
+/// What is decided can be kept without what is counted: that stays as it was, and so does its place.
+@Test func decisionsAreKeptAlone() throws {
+    var random = SplitMix64(seed: 22)
+    let scratch = try Scratch()
+    let journal = scratch.journal()
+    var agent = Agent()
+    try agent.configure()
+    for _ in 0..<40 { agent.see(sample(&random, at: agent.now)) }
+    agent.commit(to: journal, 800)
+    let counted = agent.contents
+    let late = (0..<40).map { _ in sample(&random, at: agent.now) }
+    for sample in late { agent.decide(sample) }
+    let decided = agent.contents
+    for sample in late { agent.count(sample) }
+    agent.commit(to: journal, 1600, .decisions)
+
+    let found = scratch.journal().read()
+    let log = try #require(found)
+    #expect(log.last.counted == 800 && log.last.decided == 1608)
+    var next = try Agent(log)
+    next.now = agent.now
+    try next.configure()
+    #expect(next.contents == decided && decided != counted)
+    for sample in late { next.count(sample) }
+    #expect(next.contents == agent.contents)
+    // The next one of all has what was left out.
+    agent.commit(to: journal, 1600)
+    var last = try Agent(StateLog(scratch.bytes, of: owner))
+    last.now = agent.now
+    try last.configure()
+    #expect(last.contents == agent.contents)
+    // A first one is of everything, whatever was asked for.
+    let other = try Scratch()
+    agent.commit(to: other.journal(), 1600, .decisions)
+    let log2 = try StateLog(other.bytes, of: owner)
+    #expect(log2.last.counted == 1600)
+}
+
+@Test func aLongCommitIsWrittenInParts() throws {
+    let scratch = try Scratch()
+    let journal = scratch.journal()
+    var agent = Agent()
+    let services = (0..<3000).map {
+        Configuration.Service(name: "service-\($0)", endpoints: [], breaker: .init())
+    }
+    let configured = agent.intake.services.configure(services)
+    let (ids, _) = try #require(configured)
+    _ = agent.intake.breakers.configure(ids.map { ($0, BreakerPolicy()) }, share: 1, at: agent.now)
+    for round in 0..<60_000 {
+        agent.history.append(
+            BreakerEvent(
+                time: UInt64(round), kind: .reload, service: "service-\(round % 3000)", to: .closed,
+                reason: .reload))
+    }
+    agent.commit(to: journal, 8, rows: 100)
+    #expect(journal.commits == 1 && journal.bytes == scratch.bytes.count && journal.bytes > 10 << 17)
+    #expect(scratch.files == ["state"])
+    let next = try Agent(StateLog(scratch.bytes, of: owner))
+    #expect(next.history.recent.map(\.time) == Array(59_000..<60_000))
+    for service in [0, 1, 2999] {
+        #expect(
+            next.history.events(of: "service-\(service)").map(\.time)
+                == agent.history.events(of: "service-\(service)").map(\.time))
+        #expect(next.history.events(of: "service-\(service)").count == 20)
+    }
+    #expect(next.intake.services.idByName == agent.intake.services.idByName)
 }
 
 @Test func aBreakerThatIsConfiguredNoMoreIsOff() throws {
@@ -352,7 +488,9 @@ private func sample(_ random: inout SplitMix64, at time: UInt64) -> mesh_sample 
     let descriptor = try bindings.bind(pid: pid, trace: trace, at: 5)
     #expect(descriptor != nil)
     var writer = StateWriter()
-    bindings.save(.changes, to: &writer)
+    var limit = 5
+    bindings.beginSave(.changes)
+    bindings.save(to: &writer, rows: &limit)
     var rows: [StateRow] = []
     let bytes = StateLog.header(of: owner) + writer.finish(StateCommit(sequence: 1, counted: 0, decided: 0))
     try StateLog(bytes, of: owner).replay { row throws(StateLogError) in rows.append(row) }
@@ -372,7 +510,9 @@ private func sample(_ random: inout SplitMix64, at time: UInt64) -> mesh_sample 
 
     _ = bindings.unbind(pid: pid)
     writer.clear()
-    bindings.save(.changes, to: &writer)
+    bindings.beginSave(.changes)
+    bindings.save(to: &writer, rows: &limit)
+    #expect(limit == 3)
     rows = []
     let ended = StateLog.header(of: owner) + writer.finish(StateCommit(sequence: 1, counted: 0, decided: 0))
     try StateLog(ended, of: owner).replay { row throws(StateLogError) in rows.append(row) }

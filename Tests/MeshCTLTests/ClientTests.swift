@@ -157,8 +157,10 @@ import Testing
             let value = try client.call("GET", "/v1/status")
             return "no failure but \(value)"
         } catch {
-            guard case .noAgent(let text) = error else { return "\(error)" }
-            return text
+            switch error {
+            case .noAgent(let text), .noAgentRuns(let text): return text
+            default: return "\(error)"
+            }
         }
     }
 

@@ -64,7 +64,7 @@ import Testing
         ("meshctl breaker open payments --r", ["--reason"]),
         (
             "meshctl breaker open payments --reason x --",
-            ["--control", "--output", "--help", "--version", "--reason", "--for"]
+            ["--control", "--output", "--help", "--version", "--reason", "--for", "--pins"]
         ),
         ("meshctl breaker open --reason ", []),
         ("meshctl -o ", ["table", "json"]),

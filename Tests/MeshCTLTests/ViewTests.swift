@@ -618,3 +618,55 @@ import Testing
             breakers: answer(breakers).value, taken: seconds * 1_000_000_000)
     }
 }
+
+@Suite struct RemainsViewTests {
+    private static let now = Timestamp.seconds("2026-01-02T03:04:05Z")!
+
+    private static func status(
+        lease: String = #"{"ends_at": "2026-01-02T03:04:10.000Z", "valid": true}"#, state: String = "null"
+    ) -> String {
+        """
+        {"agent": null, "last_agent": {"pid": 812, "seen_at": "2026-01-02T03:04:00.000Z"},
+         "kernel": "6.18.44", "abi_version": 3,
+         "hooks": [{"name": "connect4", "where": "cgroup /", "attached": true, "detail": ""},
+                   {"name": "connect6", "where": "", "attached": false, "detail": ""}],
+         "interfaces": [{"name": "eth0", "mode": "tcx"}, {"name": "lo", "mode": "clsact"}],
+         "pins": {"directory": "/sys/fs/bpf/mesh-agent"}, "lease": \(lease),
+         "services": {"configured": 2, "discovered": 14},
+         "breakers": {"enforce": 2, "observe": 0, "open": 1, "half_open": 0, "overridden": 1, "rejecting": 1},
+         "overrides": [{"service": "pay\\u001bments", "state": "open", "actor": "root (pid 1)", "reason": "x",
+           "since": "2026-01-02T03:00:00.000Z", "expires_at": "2026-01-02T04:00:00.000Z"}],
+         "state": {"path": "/run/mesh-agent/control.sock.state", "error": \(state)}}
+        """
+    }
+
+    @Test("What goes on without an agent")
+    func goesOn() throws {
+        let lines = try RemainsView.lines(answer(Self.status()), on: page(nil), now: Self.now)
+        #expect(
+            text(lines) == """
+                agent        NONE RUNS: the last one had pid 812, and was last seen 5s ago, at 2026-01-02 03:04:00Z
+                kernel       6.18.44, ABI 3
+                hooks        1 of 2 attached: connect4
+                interfaces   eth0 (tcx), lo (clsact)
+                pins         /sys/fs/bpf/mesh-agent
+                lease        ends at 2026-01-02 03:04:10Z: from then on automatic breakers admit everything
+                services     2 configured, 14 discovered
+                breakers     2 enforce, 0 observe; 1 open, 0 half_open, 1 overridden; 1 reject now
+                overrides    pay\u{FFFD}ments forced open by root (pid 1) until 2026-01-02 04:00:00Z
+
+                To go on: start an agent, which takes all of this over. To be rid of it: meshctl cleanup.
+                """)
+    }
+
+    @Test("A lease that is over, and a state of no use")
+    func worse() throws {
+        let worse = Self.status(
+            lease: #"{"ends_at": "2026-01-02T03:00:00.000Z", "valid": false}"#, state: #""it is damaged""#)
+        let lines = text(try RemainsView.lines(answer(worse), on: page(nil), now: Self.now))
+        #expect(
+            lines.contains("OVER since 2026-01-02 03:00:00Z: automatic breakers admit everything")
+                && lines.contains("state        of no use, so names and reasons are not known: it is damaged")
+        )
+    }
+}

@@ -53,6 +53,8 @@ struct MetricsTests {
         snapshot.samplesLost = [("ring", 1), ("storage", 0)]
         snapshot.leaseAge = 400_000_000
         snapshot.refusedCalls = 16
+        snapshot.logLinesDropped = 17
+        snapshot.isControlListening = true
         snapshot.isPinned = true
         snapshot.state.isKept = true
         (snapshot.state.commits, snapshot.state.failures, snapshot.state.bytes) = (8, 1, 4096)
@@ -156,6 +158,8 @@ struct MetricsTests {
         "mesh_agent_series_dropped_total 0", "mesh_agent_over_discovery_limit_total 0",
         "mesh_agent_lease_age_seconds 0.4",
         "mesh_agent_refused_calls_total 16",
+        "mesh_agent_log_lines_dropped_total 17",
+        "mesh_agent_control_listening 1",
         "mesh_agent_pinned 1",
         "mesh_agent_state_kept 1",
         "mesh_agent_state_commits_total 8",
@@ -179,6 +183,7 @@ struct MetricsTests {
         "mesh_agent_samples_lost_total counter", "mesh_agent_series_dropped_total counter",
         "mesh_agent_over_discovery_limit_total counter",
         "mesh_agent_lease_age_seconds gauge", "mesh_agent_refused_calls_total counter",
+        "mesh_agent_log_lines_dropped_total counter", "mesh_agent_control_listening gauge",
         "mesh_agent_pinned gauge", "mesh_agent_state_kept gauge",
         "mesh_agent_state_commits_total counter", "mesh_agent_state_failures_total counter",
         "mesh_agent_state_bytes gauge", "process_cpu_seconds_total counter",

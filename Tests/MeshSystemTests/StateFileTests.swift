@@ -19,11 +19,10 @@ struct StateFileTests {
     }
 
     private func replacing(_ path: String, _ head: String, _ rest: String) throws -> StateFile {
-        let bytes = Array(rest.utf8)
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes.count, alignment: 1)
-        defer { buffer.deallocate() }
-        buffer.copyBytes(from: bytes)
-        return try StateFile(replacing: path, with: Array(head.utf8), UnsafeRawBufferPointer(buffer))
+        var file = try StateFile(replacing: path, with: Array(head.utf8))
+        try append(rest, to: &file)
+        try file.putInPlace()
+        return file
     }
 
     private func append(_ text: String, to file: inout StateFile) throws {
@@ -67,6 +66,36 @@ struct StateFileTests {
         file.truncate(to: 3)
         try append("!", to: &file)
         #expect(try content() == "one!")
+    }
+
+    @Test func whatIsBeyondTheEndIsNoPartOfIt() throws {
+        var file = try write("one", "")
+        func put(_ text: String, beyond offset: Int) throws {
+            var result: Result<Void, SystemError> = .success(())
+            Array(text.utf8).withUnsafeBytes { bytes in
+                result = Result { () throws(SystemError) in try file.write(bytes, beyond: offset) }
+            }
+            try result.get()
+        }
+        try put("four", beyond: 3)
+        #expect(file.count == 3)
+        #expect(try content() == "one\0\0\0four")
+        try put("two", beyond: 0)
+        file.grow(by: 7)
+        #expect(try content() == "onetwofour")
+        #expect(file.count == 10)
+    }
+
+    @Test func whatIsNotPutInPlaceGoes() throws {
+        _ = try write("old", "")
+        do {
+            let fresh = try StateFile(replacing: path, with: Array("new".utf8))
+            #expect(fresh.count == 3)
+            #expect(try content() == "old")
+            #expect(try names() == ["state", "state.new"])
+        }
+        #expect(try content() == "old")
+        #expect(try names() == ["state"])
     }
 
     @Test func saysWhatItCannot() throws {

@@ -1,6 +1,7 @@
 """The agent under test: started in a namespace with a configuration of the test's, watched through
 /metrics, the control API and meshctl, and stopped with a check that nothing of it is left."""
 
+import datetime
 import glob
 import gzip
 import http.client
@@ -34,6 +35,18 @@ def binary(name, variable):
         if path.exists():
             return str(path)
     raise AssertionError(f"{name} is not built: run `make build`, or set {variable}")
+
+
+def same(one, other):
+    """Whether two answers of the agent say the same; times may differ by the clocks' last digits."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, str) and isinstance(other, str) and one.endswith("Z") and other.endswith("Z"):
+        one, other = (datetime.datetime.fromisoformat(text[:-1]) for text in (one, other))
+        return abs(one - other) <= datetime.timedelta(milliseconds=5)
+    return one == other
 
 
 class _ControlConnection(http.client.HTTPConnection):

@@ -67,6 +67,13 @@ def cgroup_mount():
     raise AssertionError("no cgroup2 is mounted")
 
 
+def fill(path):
+    """Takes what room there is."""
+    with open(path, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"." * 4096):
+            pass
+
+
 class Cgroup:
     """A cgroup2 directory; `path` is relative to the mount and begins with a slash."""
 
@@ -103,6 +110,7 @@ class Cgroup:
             file.write(str(pid))
 
     def pids(self):
+        """The processes in it."""
         try:
             with open(self.procs) as file:
                 return [int(line) for line in file]

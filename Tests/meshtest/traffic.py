@@ -196,3 +196,42 @@ def time_to_first_byte(client, request=GET):
 
 def this_pid():
     return os.getpid()
+
+
+@contextlib.contextmanager
+def load(world, threads=2, connections=3):
+    """Requests without a pause on lo4, over connections that come and go. Yields what was done:
+    [requests, connections], each counted when its end was seen."""
+    done, failures, counts = threading.Event(), [], []
+    knob = Knob(200)
+
+    def call(count):
+        try:
+            while not done.is_set():
+                client = world.connect("lo4", 9001)
+                count[1] += 1
+                for _ in range(connections * 10):
+                    client.sendall(GET)
+                    receive(client, len(response(200)))
+                    count[0] += 1
+                client.close()
+        except (OSError, AssertionError) as error:
+            failures.append(error)
+
+    served = []
+    with Server(world.listen("lo4", 9001), http_server(status=knob, served=served)):
+        workers = [
+            threading.Thread(target=call, args=(count,))
+            for count in (counts.append([0, 0]) or counts[-1] for _ in range(threads))
+        ]
+        for worker in workers:
+            worker.start()
+        totals = lambda: [sum(count[0] for count in counts), sum(count[1] for count in counts)]
+        try:
+            yield totals
+        finally:
+            done.set()
+            for worker in workers:
+                worker.join()
+            assert failures == []
+            assert len(served) == totals()[0], "the server's own count"

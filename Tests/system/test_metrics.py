@@ -38,6 +38,8 @@ FAMILIES = {
     "mesh_agent_series_dropped_total": ("counter", set()),
     "mesh_agent_lease_age_seconds": ("gauge", set()),
     "mesh_agent_refused_calls_total": ("counter", set()),
+    "mesh_agent_log_lines_dropped_total": ("counter", set()),
+    "mesh_agent_control_listening": ("gauge", set()),
     "mesh_agent_pinned": ("gauge", set()),
     "mesh_agent_state_kept": ("gauge", set()),
     "mesh_agent_state_commits_total": ("counter", set()),

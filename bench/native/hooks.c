@@ -292,7 +292,7 @@ static double measure(
 	close(client);
 	close(server);
 	detach();
-	/* Before a quarter of the buffer is full: each sample would wake the reader from then on.
+	/* Before half of the buffer is full: each sample would wake the reader from then on.
 	 */
 	ring_buffer__consume(ring);
 	if ((variant->hooks & INGRESS) && (variant->hooks & EGRESS))
