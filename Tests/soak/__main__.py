@@ -28,7 +28,7 @@ from meshtest.policies import service
 from meshtest.traffic import Server, http_server
 from meshtest.visitor import visitor
 
-from .faults import LEASE, Faults, held
+from .faults import CGROUPS, LEASE, Faults, held
 from .traffic import Traffic
 
 # The name, route and breaker of each service. No one touches the first.
@@ -85,6 +85,7 @@ class Soak:
         for each in self.traffic:
             each.start()
             stage.keep(contextlib.closing(each))
+        self._warm_up()
         sampler = threading.Thread(target=self._sample, args=(agent,), daemon=True)
         sampler.start()
         try:
@@ -104,6 +105,19 @@ class Soak:
         self.judge()
 
     # While it runs
+
+    def _warm_up(self):
+        """Shows the agent every kind of outcome and every short-lived workload once, so that what comes later is no
+        growth."""
+        for trouble in ("fail", "reset", None):
+            for each in self.traffic:
+                each.trouble = trouble
+            # Until each breaker that opens has let some through again.
+            marks = [sum(each.tally.server.values()) for each in self.traffic]
+            for each, mark in zip(self.traffic, marks):
+                poll(lambda: sum(each.tally.server.values()) > mark + 2, 30, 0.02, f"requests to {each.name}")
+        for _ in range(2 * CGROUPS):
+            self.faults.a_cgroup()
 
     def _harm(self, agent):
         """Faults at random. In the second half the agent is one process, so that what it holds shows a leak."""
@@ -226,8 +240,21 @@ def removed(agent):
             agent.cleanup()
 
 
-def thinned(samples, limit=240):
-    return samples[:: max(1, len(samples) // limit)]
+def plots_of(samples, limit=150):
+    """What is to be seen of the samples, of which so many are drawn."""
+    points = samples[:: -(-len(samples) // limit) or 1]
+    series = lambda key, scale=1: [[point["seconds"] / 60, point[key] / scale] for point in points]
+    common = {"kind": "lines", "x": "minutes", "ylim": [0, None]}
+    memory = {
+        "anonymous memory of the agent": series("resident_kib", 1024),
+        "eBPF maps": series("maps_kib", 1024),
+        "file of the state": series("state_kib", 1024),
+    }
+    numbers = {key: series(key) for key in ("descriptors", "series", "pins", "connections")}
+    return [
+        {**common, "name": "soak", "title": "What the agent holds: memory", "y": "MiB", "series": memory},
+        {**common, "name": "held", "title": "What the agent holds: numbers of things", "y": "", "series": numbers},
+    ]
 
 
 def report(soak, seed, seconds):
@@ -258,22 +285,8 @@ def report(soak, seed, seconds):
     made.target("counts that are not exact, and other problems", len(soak.problems), "<=", 0)
     for problem in soak.problems:
         made.note(problem)
-    points = thinned(soak.samples)
-    series = lambda key, scale=1: [[point["seconds"] / 60, point[key] / scale] for point in points]
-    made.plot(
-        "soak", "lines", "What the agent holds: memory", x="minutes", y="MiB", ylim=[0, None],
-        series={
-            "anonymous memory of the agent": series("resident_kib", 1024), "eBPF maps": series("maps_kib", 1024),
-            "file of the state": series("state_kib", 1024),
-        },
-    )  # fmt: skip
-    made.plot(
-        "held", "lines", "What the agent holds: numbers of things", x="minutes", y="", ylim=[0, None],
-        series={key: series(key) for key in ("descriptors", "series", "pins", "connections")},
-    )  # fmt: skip
-    made.plot(
-        "requests", "lines", "Requests so far", x="minutes", y="requests", series={"by the clients": series("requests")}
-    )
+    for plot in plots_of(soak.samples):
+        made.plot(**plot)
     return made
 
 
