@@ -1,7 +1,7 @@
 # The front door: each target does one whole thing, from a fresh clone.
 # BOOTSTRAP=no skips the look for missing packages; SWIFT_BUILD_FLAGS goes to `swift build`.
 .DEFAULT_GOAL := help
-.PHONY: demo run build deb test unit kernel test-kernels fuzz bench check format help clean
+.PHONY: demo run build deb test unit kernel test-kernels fuzz soak bench check format help clean
 .NOTPARALLEL:
 
 SHELL := /bin/bash
@@ -57,6 +57,10 @@ test-kernels: build ## Run the essential kernel tests on other kernels, in QEMU;
 fuzz: build ## Feed every parser and the kernel side a million hostile inputs; SEED, INPUTS (root)
 	$(call bootstrap,test)
 	@INPUTS=$${INPUTS:-1000000} scripts/fuzz
+
+soak: build ## Everything at once for an hour: traffic, faults at random, exact counts; MINUTES, SEED (root)
+	$(call bootstrap,soak)
+	@PYTHONPATH=Tests $(PYTHON) -m soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 bench: build ## Measure it beside Envoy, HAProxy and no mesh at all; SCENARIO=name for one (root)
 	$(call bootstrap,bench)

@@ -3,7 +3,7 @@
 import json
 import operator
 
-from . import RESULTS, machine, plots
+from . import RESULTS, machine
 from .figures import median
 from .tables import file_of, page
 
@@ -53,6 +53,9 @@ class Report:
 
     def write(self, described, seconds):
         """Writes the JSON, the Markdown and the plots, in place of those of an earlier run."""
+        # Here, because matplotlib is not wherever there are reports.
+        from . import plots
+
         RESULTS.mkdir(parents=True, exist_ok=True)
         for old in RESULTS.glob(f"{self.name}*.svg"):
             if old.stem == self.name or old.stem.startswith(self.name + "-"):

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import errno
 import os
-import signal
 import struct
 import threading
 import time
@@ -17,10 +16,11 @@ import time
 import pytest
 
 from meshtest.agent import REQUESTS
-from meshtest.host import Cgroup, poll, run
+from meshtest.host import poll, run
 from meshtest.native import native
 from meshtest.policies import config, service
 from meshtest.storm import Requests
+from meshtest.visitor import visitor
 from meshtest.traffic import Knob, Server, connect_errno, exchange, http_server, time_to_first_byte
 
 CHURN = int(os.environ.get("MESH_CHURN", "200"))
@@ -152,47 +152,6 @@ def test_interfaces_and_namespaces_come_and_go(start_agent, world, tc):
     assert agent.lost() == 0
     assert resident(agent) - memory < MIB
     assert not [line for line in agent.logs() if line["level"] in ("warning", "error") and "actor" not in line]
-
-
-@contextlib.contextmanager
-def visitor(world, base, port):
-    """A process that goes where it is told: yields `visit(name)`, which makes a cgroup below `base`, has the process
-    make one request there to 127.0.0.1 and leave, and returns the cgroup."""
-    orders, answers = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            signal.alarm(0)
-            os.close(orders[1])
-            with world.near.entered():
-                while name := os.read(orders[0], 256).decode():
-                    Cgroup(name).adopt(os.getpid())
-                    if name != base.path:
-                        client = world.connect("lo4", port)
-                        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                        assert client.recv(4096).startswith(b"HTTP/1.1 200")
-                        client.close()
-                    os.write(answers[1], b".")
-        os._exit(0)
-    os.close(orders[0])
-    os.close(answers[1])
-
-    def go(name):
-        os.write(orders[1], name.encode())
-        assert os.read(answers[0], 1) == b".", "the visitor has failed"
-
-    def visit(name):
-        cgroup = base.child(name)
-        go(cgroup.path)
-        go(base.path)
-        return cgroup
-
-    try:
-        yield visit
-    finally:
-        os.close(orders[1])
-        os.waitpid(pid, 0)
-        os.close(answers[0])
 
 
 @pytest.mark.limit(120 + CHURN // 20)

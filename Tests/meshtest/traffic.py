@@ -120,6 +120,8 @@ class Server:
         return self
 
     def __exit__(self, *_):
+        # A process that was forked meanwhile may hold a copy of it.
+        self._stop.shutdown(socket.SHUT_RDWR)
         self._stop.close()
         self._thread.join()
         self.listener.close()

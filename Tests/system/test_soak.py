@@ -1,0 +1,79 @@
+"""A minute of `make soak`: whatever happens to the agent and around it, counts are exact and what it holds is flat."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from meshtest.agent import ROOT
+from meshtest.host import cgroup_mount, poll, scaled
+from meshtest.native import SEED
+from soak.__main__ import FLAT, Soak
+
+PINS = "/sys/fs/bpf/mesh-agent"
+
+
+def soak(directory, minutes, **options):
+    words = [sys.executable, "-m", "soak", "--minutes", minutes, "--seed", SEED, "--no-plots", "--results", directory]
+    return subprocess.Popen(
+        [str(word) for word in words], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "Tests")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def pins():
+    return {name for name in os.listdir(PINS) if "mesh-bench-" in name} if os.path.isdir(PINS) else set()
+
+
+def left(pid, before):
+    """What a soak of that process has left, beside the pins of before."""
+    found = [name for name in os.listdir(cgroup_mount()) if name == f"mesh-test-{pid}"]
+    found += [name for name in os.listdir("/run/netns") if name.startswith(f"mt-{pid}-")]
+    return found + sorted(pins() - before)
+
+
+@pytest.mark.limit(240)
+def test_a_minute_of_soak(tmp_path):
+    before = pins()
+    run = soak(tmp_path, 1)
+    said, complaint = run.communicate(timeout=scaled(200))
+    assert run.returncode == 0, said + complaint
+    assert said.endswith("exact and flat\n")
+    result = json.loads((tmp_path / "soak.json").read_text())
+    figures = {row["what"]: row["median"] for row in result["rows"]}
+    assert min(figures["requests"], figures["connections"], figures["connects refused by a breaker"]) > 0
+    assert figures["faults"] > 0 and len({sample["pid"] for sample in result["samples"]}) > 1
+    assert left(run.pid, before) == []
+
+
+@pytest.mark.limit(120)
+def test_a_soak_that_is_interrupted_leaves_nothing(tmp_path):
+    before = pins()
+    run = soak(tmp_path, 60, start_new_session=True)
+    poll(lambda: pins() - before, 30, what="its agent is there")
+    # As a terminal does it: to all of its processes.
+    os.killpg(run.pid, signal.SIGINT)
+    said, complaint = run.communicate(timeout=scaled(60))
+    assert run.returncode == 130, said + complaint
+    assert "everything it made is removed" in complaint
+    assert left(run.pid, before) == []
+
+
+def judged(**growth):
+    """What a soak of 80 seconds says of figures that grow by so much a second."""
+    made = Soak(None, 80, SEED)
+    made.samples = [{"seconds": n, **{key: 5000 + growth.get(key, 0) * n for key in FLAT}} for n in range(80)]
+    made.judge()
+    return made.problems
+
+
+def test_what_grows_is_not_flat():
+    assert judged() == []
+    assert judged(descriptors=1) == [
+        "descriptors is not flat: 5,030 in the second quarter, 5,070 in the last",
+        "descriptors is not flat: 5,050 in the third quarter, 5,070 in the last",
+    ]
+    assert len(judged(resident_kib=100)) == 1
