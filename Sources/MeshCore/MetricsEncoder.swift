@@ -41,6 +41,7 @@ public struct MetricsEncoder: Sendable {
         encodeConnections(snapshot, &writer, flush: { flush(&$0) })
         encodeBreakers(snapshot, &writer, flush: { flush(&$0) })
         encodeAgent(snapshot, &writer)
+        encodeFaults(snapshot, &writer)
         encodeProcess(snapshot.process, &writer)
         writer.end()
         flush(&writer, last: true)
@@ -217,7 +218,6 @@ public struct MetricsEncoder: Sendable {
         writer.family(
             "mesh_agent_refused_calls", .counter, "System calls that were refused to the agent itself.")
         writer.sample("mesh_agent_refused_calls_total", [], snapshot.refusedCalls)
-        encodeFaults(snapshot, &writer)
         writer.family(
             "mesh_agent_log_lines_dropped", .counter,
             "Lines of the agent's log that were never written: nobody read them, or the disk is full.")
