@@ -119,8 +119,15 @@ final class Attachment {
         try renew()
     }
 
-    /// Whether the pin is gone that is to be there.
-    var isPinMissing: Bool { pin.map { !exists($0) } ?? false }
+    /// Whether the pin is gone that is to be there: not if there is no link for it, as on an interface that has
+    /// just gone.
+    var isPinMissing: Bool {
+        guard let pin else { return false }
+        switch link {
+        case .none: return false
+        case .some: return !exists(pin)
+        }
+    }
 
     /// Pins it if it is not pinned any more.
     func restorePin() throws(SystemError) {
