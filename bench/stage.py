@@ -54,7 +54,7 @@ class Stage:
         self._closing = contextlib.ExitStack()
         # In memory, as /run is on a node: the agent's state lies beside its control socket.
         place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="mesh-bench-", dir=place))
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"mesh-bench-{os.getpid()}-", dir=place))
         self._closing.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self._agents = 0
 

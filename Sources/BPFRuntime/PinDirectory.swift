@@ -74,8 +74,14 @@ public struct PinDirectory: Sendable {
     /// - Throws: `EWOULDBLOCK` if somebody does.
     public func lock() throws(SystemError) -> FileDescriptor {
         let directory = try FileDescriptor(opening: path, O_RDONLY | O_DIRECTORY)
-        guard flock(directory.descriptor, LOCK_EX | LOCK_NB) == 0 else {
-            throw SystemError("use", path, reason: "a running agent has its pins there")
+        // meshctl holds it for a moment where no agent runs.
+        let deadline = MonotonicClock.now() + FileLock.patience
+        while flock(directory.descriptor, LOCK_EX | LOCK_NB) != 0 {
+            guard MonotonicClock.now() < deadline else {
+                throw SystemError(
+                    "use", path, errno: EWOULDBLOCK, reason: "a running agent has its pins there")
+            }
+            usleep(10_000)
         }
         return directory
     }
@@ -180,7 +186,17 @@ public struct PinDirectory: Sendable {
             let program = try object.program(named: name)
             try program.pin(at: "\(spare)/\(pin(of: program))")
         }
-        guard rename(spare, programs(with: maps)) == 0 else { throw SystemError("put in place", spare) }
+        // What is there already is not whole, or nobody would have loaded them.
+        let directory = programs(with: maps)
+        for name in directoryNames(directory) { unlink(directory + "/" + name) }
+        guard rename(spare, directory) == 0 else { throw SystemError("put in place", spare) }
+    }
+
+    /// Whether all maps are pinned, and this build's programs of these names.
+    public func isWhole(programs names: [String]) -> Bool {
+        let there = directoryNames(PinDirectory.programs(with: mapDirectory))
+        return names.allSatisfy { name in there.contains { $0.hasPrefix(name + "-") } }
+            && PinDirectory.maps.allSatisfy { exists(PinDirectory.pin(of: $0, in: mapDirectory)) }
     }
 
     /// Opens a pinned program.
@@ -256,6 +272,13 @@ public struct PinDirectory: Sendable {
                 guard let link = try? BPFLink.pinned(at: path), link.isAttached else { return nil }
             }
             if let (netns, interface) = PinPlace.parse(text) {
+                if program == "clsact" {
+                    // The mark alone says only that they were made.
+                    let isThere = try? NetworkNamespace.inside(netns) { () throws(SystemError) in
+                        try TCFilter.isLeft(interface: interface, handle: filterHandle)
+                    }
+                    guard isThere == true else { return nil }
+                }
                 return Attached(program: program, place: .interface(netns: netns, interface))
             }
             return UInt64(text).map { Attached(program: program, place: .cgroup($0)) }

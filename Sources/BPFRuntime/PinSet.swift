@@ -53,12 +53,14 @@ public final class PinSet {
         if isGone { try pins.makeSpare() }
         let directory = isGone ? pins.spareDirectory : pins.mapDirectory
         try PinDirectory.mark(PinDirectory.programs(with: directory))
+        var failure: SystemError?
         for item in items where !exists("\(directory)/\(item.name)") {
             let result = bpf_obj_pin(item.file.descriptor, "\(directory)/\(item.name)")
-            guard result == 0 else {
-                throw SystemError("pin", "\(pins.mapDirectory)/\(item.name)", errno: -result)
+            if result != 0 {
+                failure = failure ?? SystemError("pin", "\(pins.mapDirectory)/\(item.name)", errno: -result)
             }
         }
+        if let failure { throw failure }
         if isGone { try pins.putSpareInPlace() }
     }
 

@@ -151,6 +151,16 @@ public struct TCFilter: ~Copyable {
         }
     }
 
+    /// Whether an interface of this thread's network namespace has a filter that an agent left.
+    public static func isLeft(
+        interface: Int32, priority: UInt16 = defaultPriority, handle: UInt32
+    ) throws(SystemError) -> Bool {
+        let socket = try RouteSocket()
+        return try filters(socket, interface, .egress).contains {
+            $0.priority == priority && $0.handle == handle && Name.isOurs($0.name)
+        }
+    }
+
     /// Whether an interface has a qdisc to hold filters.
     public static func hasQdisc(interface: Int32) throws(SystemError) -> Bool {
         try !qdiscKind(RouteSocket(), interface).isEmpty

@@ -56,7 +56,7 @@ int mesh_reduce_capabilities(uint64_t keep)
 /*
  * What the agent calls after it is ready, whatever the arguments. Beside what every request, sample
  * and log line takes, that is: a reload, interfaces that come and go, a state file that is written
- * and renamed, the names of users (which may load a library), and a child that tries a connection.
+ * and renamed, the names of users (which may load a library), and a child that makes sockets.
  */
 static const int allowed[] = {
 	/* files */

@@ -41,7 +41,7 @@ final class Canary {
             let reason =
                 switch number {
                 case EBUSY: "no process may be in it, only in those below"
-                case ETIMEDOUT: "no process runs in it, for it is frozen"
+                case ETIMEDOUT: "no process runs in it, for it is frozen, or hardly gets a CPU"
                 default: SystemError.text(number)
                 }
             throw SystemError(

@@ -27,8 +27,8 @@ final class Engine {
     /// What was decided, and who bound what, is kept after so long: the next agent could not find it all out
     /// again.
     private static let decisionsInterval: UInt64 = 50_000_000
-    /// Rows of the state that are written before breakers are shown what has come since: about 50 microseconds'
-    /// work.
+    /// Rows of the state that are written before breakers are shown what has come since: mostly about 50
+    /// microseconds' work.
     private static let rowsPerLook = 128
     /// For tests: the agent kills itself between this commit's being written and the release of its records.
     private static let fatalCommit = getenv("MESH_AGENT_DIE_AT_COMMIT").flatMap {
@@ -103,6 +103,8 @@ final class Engine {
     private var lastFullCommit: UInt64 = 0
     /// Something happened that the next agent could not find out again.
     private var wantsCommit = false
+    /// A breaker on which something was just forced: the kernel is not told before it is in the state.
+    private var withheld: Int?
     /// Breakers may be behind what the kernel was told of them: nothing is written there yet.
     private var isCatchingUp = false
     /// What the state knows of the ring buffer of maps that were replaced: how many of its records breakers saw
@@ -199,6 +201,7 @@ final class Engine {
         var waiting = 0
         while !stopping {
             let count = try poller.wait(timeout: more ? 0 : waitTime(MonotonicClock.now()))
+            let isFilling = kernel.pendingBytes + kernel.heldBytes > Int(MESH_RING_BYTES) / 2
             let taken = drain(limit: Engine.recordsPerTurn)
             more = taken == Engine.recordsPerTurn
             waiting += taken
@@ -208,7 +211,7 @@ final class Engine {
             }
             // Not only what breakers call urgent wakes: a status of a class with failures in it does, and a
             // sample behind one that is being written. A ring buffer that fills, and followers, are no reason.
-            if taken < Engine.recordsPerPoll.upperBound && !intake.isFollowed {
+            if !isFilling && !intake.isFollowed {
                 for index in 0..<count where poller[index].token == Token.ring.rawValue {
                     intake.sawUrgent = true
                 }
@@ -220,6 +223,8 @@ final class Engine {
         ServiceManager.tell(.stopping)
         shared.setReady(false)
         if options.keep {
+            // What was unpinned since the last look would end with this process.
+            check(MonotonicClock.now())
             kernel.setNextLook(at: 0)
             kernel.setFlowsWanted(false)
             drainAll()
@@ -403,7 +408,7 @@ final class Engine {
         // Once for all that a wait has left: the more, the less each costs.
         if !more && now >= lastFullCommit + Engine.commitInterval {
             commit(now)
-        } else if wantsCommit && now >= lastCommit + Engine.decisionsInterval {
+        } else if wantsCommit || intake.workloads.hasUnsaved, now >= lastCommit + Engine.decisionsInterval {
             commit(now, .decisions)
         }
     }
@@ -469,7 +474,8 @@ final class Engine {
         lastCheck = now
         // An interface that went is no fault.
         followLinks()
-        for news in faults.note(kernel.check()) {
+        // Each look may wait for locks of the kernel that others hold: decisions do not wait for all of them.
+        for news in faults.note(kernel.check(between: { decideAll() })) {
             switch news {
             case .repaired(let fault):
                 tell(.warning, "something of what enforces was missing, and was repaired", fault)
@@ -703,13 +709,13 @@ final class Engine {
         _ slot: Int, _ transitions: [BreakerTransition], sample: Sample?,
         endedBy: BreakerReason = .overrideExpired
     ) {
+        // Its override is being kept: the kernel is told, and the override's end, after that.
+        if slot == withheld { return tell(slot, transitions, sample: sample) }
         let overrideBefore = intake.breakers.slots[slot].written?.forced
         // An agent before this one may have decided so, and have been killed before it was in the state.
         let isWritten = write(slot)
         if let sample, isWritten, transitions.contains(where: { $0.to == .open }) {
             intake.traffic.recordReaction(MonotonicClock.now() &- sample.time)
-            // The next agent would decide the same, but how fast this one was it cannot know.
-            wantsCommit = true
         }
         tell(slot, transitions, sample: sample)
         let breaker = intake.breakers.slots[slot].breaker
@@ -758,6 +764,8 @@ final class Engine {
 
     private func record(_ event: BreakerEvent) {
         history.append(event)
+        // The next agent would decide most of it again, but not tell of all, nor know how fast this one was.
+        wantsCommit = true
         log.write(event)
         for follower in followers where follower.wantsEvents { follower.send(event.json) }
     }
@@ -784,8 +792,7 @@ final class Engine {
                 time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
                 from: before, to: forced.state, reason: .override, actor: actor, text: reason,
                 expiresAt: wallNow() + duration))
-        commit(now, .decisions)
-        _ = write(slot)
+        keep(slot, now)
     }
 
     /// Ends an override.
@@ -801,7 +808,14 @@ final class Engine {
                     time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
                     from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
         }
+        keep(slot, now)
+    }
+
+    /// Keeps what was forced on a breaker, then tells the kernel.
+    private func keep(_ slot: Int, _ now: UInt64) {
+        withheld = slot
         commit(now, .decisions)
+        withheld = nil
         _ = write(slot)
     }
 
@@ -928,6 +942,9 @@ final class Engine {
         }
         if isLoading {
             loadsAgain = true
+            log.write(
+                .info, "the configuration is being read; it will be once more after that",
+                ["path": .string(path)])
             return
         }
         isLoading = true

@@ -103,6 +103,8 @@ struct Intake {
     mutating func save(to writer: inout StateWriter, rows limit: inout Int) -> Bool {
         breakers.save(to: &writer, rows: &limit)
         traffic.saveDecisions(to: &writer, rows: &limit)
+        // Whose requests they are has to be known before they are counted again: the cgroup may be gone then.
+        workloads.save(to: &writer, rows: &limit)
         if savesCounts {
             if saved == nil || saved! != (received, malformed) {
                 saved = (received, malformed)
@@ -114,7 +116,6 @@ struct Intake {
                             foldedConnections: traffic.connections.dropped)))
             }
             services.save(to: &writer, rows: &limit)
-            workloads.save(to: &writer)
             traffic.saveCounts(to: &writer, rows: &limit)
         }
         return limit <= 0

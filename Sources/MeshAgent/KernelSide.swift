@@ -265,8 +265,14 @@ final class KernelSide: CgroupTree {
 
     /// Whether an earlier agent of this very build has left its programs and maps.
     static func isLoaded(_ pins: PinDirectory) -> Bool {
-        exists(PinDirectory.programs(with: pins.mapDirectory)) && isOfThisLayout(pins)
+        // Somebody may have removed some.
+        pins.isWhole(programs: CgroupHook.all.map(\.program) + otherPrograms) && isOfThisLayout(pins)
     }
+
+    /// The programs that are not at a cgroup.
+    private static let otherPrograms = [
+        "mesh_connections", "mesh_cgroup", "mesh_tc_ingress", "mesh_tc_egress",
+    ]
 
     private static func isOfThisLayout(_ pins: PinDirectory) -> Bool {
         (try? mesh_control.pinned(in: pins.mapDirectory))?.abi_version == layout
@@ -389,17 +395,21 @@ final class KernelSide: CgroupTree {
     // MARK: - Looking after what is attached
 
     /// Looks whether everything is attached and pinned as it was, and mends what is not.
+    /// - Parameter between: Is called every now and then.
     /// - Returns: What was not.
-    func check() -> [Fault] {
-        var faults = checkCgroup()
+    func check(between: () -> Void) -> [Fault] {
+        var faults = checkCgroup(between)
         for attachment in attachments.values {
+            between()
             guard let found = attachment.check() else { continue }
             faults.append(
                 Fault(
                     part: .interface, what: attachment.mode.rawValue,
                     place: "interface \(attachment.link.name)", fault: found.fault, error: found.error))
         }
+        between()
         if let fault = checkPins() { faults.append(fault) }
+        between()
         if let fault = checkCanary() { faults.append(fault) }
         return faults
     }
@@ -451,7 +461,7 @@ final class KernelSide: CgroupTree {
         }
     }
 
-    private func checkCgroup() -> [Fault] {
+    private func checkCgroup(_ between: () -> Void) -> [Fault] {
         func fault(_ what: String, _ fault: String, _ error: SystemError?) -> Fault {
             Fault(part: .cgroup, what: what, place: "cgroup \(cgroupPath)", fault: fault, error: error)
         }
@@ -461,7 +471,8 @@ final class KernelSide: CgroupTree {
             // A cgroup of the same path is another one, if somebody removed it and made it anew.
             guard try KernelSide.cgroupID(path) != cgroupID else {
                 return zip(cgroupPrograms, cgroupLinks).compactMap { hook, link in
-                    link.check().map { fault(hook.name, $0.fault, $0.error) }
+                    between()
+                    return link.check().map { fault(hook.name, $0.fault, $0.error) }
                 }
             }
             try attach()

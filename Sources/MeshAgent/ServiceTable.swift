@@ -124,8 +124,8 @@ struct ServiceTable {
 
     /// Has `save` add all services.
     mutating func markAll() {
-        changed = Set(byID.keys)
-        changed.remove(0)
+        unsaved = byID.keys.filter { $0 != 0 }.sorted(by: >)
+        changed = []
     }
 
     /// Adds services that have changed since the last time, those with low IDs first.

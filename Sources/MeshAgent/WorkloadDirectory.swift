@@ -70,7 +70,12 @@ struct WorkloadDirectory {
     }
 
     /// Adds what has come since the last time, or all that there is; what has gone takes all of it to tell.
-    mutating func save(to writer: inout StateWriter) { table.save(to: &writer) }
+    mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
+        table.save(to: &writer, rows: &limit)
+    }
+
+    /// Whether `save` has something to add.
+    var hasUnsaved: Bool { table.hasUnsaved }
 
     /// Has `save` add all that there is.
     mutating func markAll() { table.markAll() }

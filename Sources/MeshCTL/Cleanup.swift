@@ -23,7 +23,7 @@ struct Cleanup {
             guard exists(directory(of: instance.control)) else {
                 return Place(pins: instance.pins, removed: try removePins(pins))
             }
-            switch try FileLock.attempt(instance.lock) {
+            switch try FileLock.attempt(instance.lock, waiting: FileLock.patience) {
             case .held(let pid):
                 throw SystemError(
                     "clean up", instance.control, errno: EBUSY,

@@ -166,7 +166,10 @@ struct Run: Sendable {
             throw .noAgentRuns(why)
         }
         let answer = try remains.answer(question)
-        if question != .status { warn(remains.warning(question)) }
+        let warning = remains.warning(question)
+        // Nobody waits for its locks while somebody does not read this.
+        _ = consume remains
+        if question != .status { warn(warning) }
         return answer
     }
 

@@ -119,7 +119,7 @@ struct Remains: ~Copyable {
     /// Nil if there is no directory for it: then there is no agent of that socket either.
     private static func lock(_ instance: Instance) throws(SystemError) -> FileLock? {
         guard exists(directory(of: instance.control)) else { return nil }
-        switch try FileLock.attempt(instance.lock) {
+        switch try FileLock.attempt(instance.lock, waiting: FileLock.patience) {
         case .taken(let lock): return lock
         case .held(let pid):
             throw SystemError(

@@ -222,7 +222,7 @@ public struct Breaker: Sendable {
             heldReason = metRule
             if mayOpen, let rule = heldReason { open(rule, at: now, &transitions) }
         case .halfOpen:
-            guard outcome.probe || override?.forced == .close else { break }
+            guard outcome.probe || isForcedClosed(at: began) else { break }
             if ramp != .none {
                 count(outcome, at: now)
                 if metRule != nil { open(.rampFailed, at: now, &transitions) }
@@ -233,6 +233,12 @@ public struct Breaker: Sendable {
             }
         }
         return transitions
+    }
+
+    /// Whether everything was admitted then: a sample may be older than the override.
+    private func isForcedClosed(at time: UInt64) -> Bool {
+        guard let override else { return false }
+        return override.forced == .close && override.since <= time
     }
 
     /// Takes in what almost every sample is: a request that went well, while nothing has gone wrong for a

@@ -236,9 +236,10 @@ public struct BreakersAtRest: Sendable {
 }
 
 extension BreakerMemory {
-    /// Whether it is what the kernel was told.
+    /// Whether it is what the kernel was told, or what has become of that with its deadline.
     fileprivate func fits(_ word: BreakerKernelWord) -> Bool {
-        state == word.state && (state != .open || openUntil == word.openUntil)
+        if state == .halfOpen && word.state == .open { return epoch == word.openUntil }
+        return state == word.state && (state != .open || openUntil == word.openUntil)
     }
 }
 

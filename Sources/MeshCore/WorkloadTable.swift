@@ -19,7 +19,11 @@ public struct WorkloadTable: Sendable {
     private var free: [UInt32] = []
     /// The cgroups that were added since the table was last saved.
     private var added: [UInt64] = []
-    private var isAllUnsaved = false
+    /// Until the first save nothing is noted one by one: there may never be one.
+    private var isAllUnsaved = true
+    /// What a save that is under way has still to add.
+    private var unsavedNames: [Int] = []
+    private var unsavedCgroups: [UInt64] = []
 
     /// A table that knows only `other`. `limit` is how many names it may hold.
     public init(limit: Int) {
@@ -44,7 +48,7 @@ public struct WorkloadTable: Sendable {
         indexByCgroup[id] = index
         users[Int(index)] += 1
         idleSince[index] = nil
-        added.append(id)
+        if !isAllUnsaved { added.append(id) }
         return index
     }
 
@@ -77,24 +81,38 @@ public struct WorkloadTable: Sendable {
     }
 
     /// Has `save` add all that there is. What has gone takes all of it to tell.
-    public mutating func markAll() { isAllUnsaved = true }
-
-    /// Adds what has come since the last time. There are never many.
-    public mutating func save(to writer: inout StateWriter) {
-        if isAllUnsaved {
-            for (index, name) in names.enumerated() where !name.isEmpty {
-                writer.append(.workload(index: UInt32(index), name: name))
-            }
-            for (id, index) in indexByCgroup { writer.append(.cgroup(id: id, index: index)) }
-        } else {
-            for id in added {
-                guard let index = indexByCgroup[id] else { continue }
-                writer.append(.workload(index: index, name: names[Int(index)]))
-                writer.append(.cgroup(id: id, index: index))
-            }
-        }
+    public mutating func markAll() {
+        isAllUnsaved = true
         added = []
-        isAllUnsaved = false
+    }
+
+    /// Whether `save` has something to add besides what `markAll` asked for.
+    public var hasUnsaved: Bool { !added.isEmpty }
+
+    /// Adds what has come since the last time.
+    /// - Parameter limit: How many rows at most, or one more; so many less afterwards.
+    public mutating func save(to writer: inout StateWriter, rows limit: inout Int) {
+        if isAllUnsaved && limit > 0 {
+            isAllUnsaved = false
+            unsavedNames = names.indices.filter { !names[$0].isEmpty }
+            unsavedCgroups = Array(indexByCgroup.keys)
+        }
+        // Names come before what has them.
+        while limit > 0, let index = unsavedNames.popLast() {
+            writer.append(.workload(index: UInt32(index), name: names[index]))
+            limit -= 1
+        }
+        while limit > 0, let id = unsavedCgroups.popLast() {
+            guard let index = indexByCgroup[id] else { continue }
+            writer.append(.cgroup(id: id, index: index))
+            limit -= 1
+        }
+        while limit > 0, let id = added.popLast() {
+            guard let index = indexByCgroup[id] else { continue }
+            writer.append(.workload(index: index, name: names[Int(index)]))
+            writer.append(.cgroup(id: id, index: index))
+            limit -= 2
+        }
     }
 
     /// Gives an index the name that it had. False if it cannot have it. Call `restored` after the last one.

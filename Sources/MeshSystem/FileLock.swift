@@ -21,8 +21,24 @@ public struct FileLock: ~Copyable, Sendable {
         case held(by: Int32?)
     }
 
-    /// Takes the lock if nobody holds it. Its directory is made if it is missing.
+    /// How long whoever only looks waits for another one who does: that takes milliseconds.
+    public static let patience: UInt64 = 1_000_000_000
+
+    /// Takes the lock if nobody holds it for that long, in nanoseconds. Its directory is made if it is missing.
     /// - Throws: `EACCES` or `ELOOP` for a directory that others could change.
+    public static func attempt(_ path: String, waiting patience: UInt64) throws(SystemError) -> Attempt {
+        let deadline = MonotonicClock.now() + patience
+        while true {
+            switch try attempt(path) {
+            case .taken(let lock): return .taken(lock)
+            case .held(let holder):
+                if MonotonicClock.now() >= deadline { return .held(by: holder) }
+            }
+            usleep(10_000)
+        }
+    }
+
+    /// The same without waiting.
     public static func attempt(_ path: String) throws(SystemError) -> Attempt {
         let directory = try SocketDirectory.open(directory(of: path))
         let name = path.split(separator: "/").last.map(String.init) ?? path

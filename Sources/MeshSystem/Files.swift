@@ -36,6 +36,9 @@ public func readFile(_ path: String, limit: Int) throws(SystemError) -> [UInt8] 
 /// - Throws: `EAGAIN` if it does not come to rest within a second, else what `readFile` says.
 public func readSettledFile(_ path: String, limit: Int) throws(SystemError) -> [UInt8] {
     var before = try readFile(path, limit: limit)
+    var status = stat()
+    // A pipe has it once.
+    guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return before }
     for _ in 0..<50 {
         let now = try readFile(path, limit: limit)
         if now == before { return now }

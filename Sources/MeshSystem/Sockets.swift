@@ -143,7 +143,7 @@ public struct Listener: ~Copyable, Sendable {
                 hint: "remove it, or choose another path")
         }
         do {
-            _ = try FileDescriptor(connectingTo: path, timeout: 1_000_000_000)
+            _ = try FileDescriptor(connectingTo: path, timeout: 1_000_000)
         } catch {
             switch error.errno {
             case ECONNREFUSED:

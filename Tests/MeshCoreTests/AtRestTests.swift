@@ -72,6 +72,31 @@ private func wish(_ seconds: Double = 60) throws -> OverrideWish {
         #expect(rest.breaker(1, at: later).reason == .deadline)
     }
 
+    @Test func aDeadlineThatPassedIsToldOnce() throws {
+        let later = now + 60 * second
+        let word = opened(3).kernelWord
+        var rows: [StateRow] = [
+            .service(id: 1, name: "web", isConfigured: true, isActive: true),
+            .breaker(service: 1, opened(3).memory, admittedConnects: 0, admittedRequests: 0),
+        ]
+        // Each is another meshctl, which finds what the one before has left; the kernel's word keeps the deadline.
+        for (number, forced) in [BreakerOverride.Forced.close, nil, .close].enumerated() {
+            var current = word
+            if number == 1 { (current.forced, current.overrideUntil) = (.close, later + 3600 * second) }
+            var rest = try BreakersAtRest(words: [1: current], leaseUntil: .max, state: log(rows))
+            let time = later + UInt64(number)
+            let change = try rest.force(
+                1, forced.map { ($0, try wish()) }, actor: "me", at: time, wallOffset: wallOffset)
+            rows += try #require(change).rows
+        }
+        let changes = rows.compactMap { row -> UInt64? in
+            if case .transitions(1, .open, .halfOpen, .deadline, let count) = row { count } else { nil }
+        }
+        #expect(changes == [1])
+        let rest = try BreakersAtRest(words: [1: word], leaseUntil: .max, state: log(rows))
+        #expect(rest.history(of: 1).count { $0.reason == .deadline } == 1)
+    }
+
     @Test func pastTheLeaseOnlyOverridesReject() throws {
         var forced = Breaker(policy: policy(), seed: 1, at: 9)
         _ = forced.setOverride(

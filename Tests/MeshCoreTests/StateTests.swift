@@ -332,6 +332,17 @@ extension SeriesTable {
     }
 }
 
+extension WorkloadTable {
+    fileprivate mutating func save(to writer: inout StateWriter) {
+        // In parts, as few as can be.
+        var limit = 0
+        while limit <= 0 {
+            limit = 1
+            save(to: &writer, rows: &limit)
+        }
+    }
+}
+
 extension ConnectionTable {
     fileprivate mutating func save(to writer: inout StateWriter) {
         var limit = Int.max

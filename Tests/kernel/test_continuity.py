@@ -116,6 +116,23 @@ def test_counters_go_on_through_another_layout(start_agent, world):
     assert not [line for line in agent.logs() if "of no use" in line["message"]]
 
 
+def test_an_override_that_is_ended_is_told_once(start_agent, world):
+    """However much has to be kept at that moment, and whatever comes of its service meanwhile."""
+    others = [service(f"s{n}", 9100 + n) for n in range(300)]
+    agent = start_agent({**config(service(window="5m"), *others), **LEASE})
+    # From now on the engine looks at its breaker with each of its requests.
+    assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
+    with load(world):
+        for number in range(10):
+            agent.override("web", "close", 60, f"number {number}")
+            for other in range(300):
+                connect_errno(world, "lo4", 9100 + other)
+            agent.automatic("web")
+    events = [event for event in agent.ask("/v1/events")["events"] if event["kind"].startswith("override")]
+    assert [event["kind"] for event in events] == ["override", "override_end"] * 10
+    assert {event["reason"] for event in events} == {"override"}
+
+
 @pytest.mark.limit(60 + 3 * KILLS)
 def test_killed_at_any_instant_under_load(start_agent, world):
     """Whatever the agent was doing. The server's own count of requests says what is right."""

@@ -491,7 +491,10 @@ def test_a_cgroup_that_no_process_runs_in(inner, start_agent):
     agent = start_agent(config(service()), cgroup=inner)
     assert proven(agent) == 0 and ready(agent) == (200, "ready\n")
     reason = agent.status()["enforcement"]["unproven_reason"]
-    assert reason == f"cannot make a socket in the cgroup {inner.directory}: no process runs in it, for it is frozen"
+    assert (
+        reason
+        == f"cannot make a socket in the cgroup {inner.directory}: no process runs in it, for it is frozen, or hardly gets a CPU"
+    )
     agent.expect(lambda: sum("is not proven" in line["message"] for line in agent.logs()), 1)
     assert "refused connects not proven: " + reason in agent.meshctl("status", output="table").replace("\n", " ")
     checked(agent)

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -40,28 +41,44 @@ def told(agent, text):
     return [line for line in agent.logs() if text in line["message"]]
 
 
+def listens(agent):
+    """Whether somebody listens at the control socket's path."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(agent.control) == 0
+
+
 def all_refused(storm):
     assert set(storm.results[9002]) == {errno.ECONNREFUSED}, storm.results
     return storm.results[9002][errno.ECONNREFUSED]
 
 
 class MemoryLimit:
-    """A memory cgroup with a limit in bytes, of cgroup v2 where that has the controller, else of v1."""
+    """A memory cgroup with a limit in bytes, of cgroup v2 where that has the controller, else of v1. What the root gives
+    its children is as it was afterwards."""
 
     def __init__(self, limit):
         root = pathlib.Path(cgroup_mount())
         self.v2 = "memory" in (root / "cgroup.controllers").read_text().split()
-        if self.v2:
-            control = root / "cgroup.subtree_control"
-            if "memory" not in control.read_text().split():
-                control.write_text("+memory")
-        self.directory = (root if self.v2 else pathlib.Path("/sys/fs/cgroup/memory")) / f"mesh-oom-{os.getpid()}"
+        self.control = root / "cgroup.subtree_control"
+        self.enabled = self.v2 and "memory" not in self.control.read_text().split()
+        # A name that a later run sweeps, if this one is killed.
+        self.directory = (root if self.v2 else pathlib.Path("/sys/fs/cgroup/memory")) / f"mesh-test-{os.getpid()}-oom"
+        self.limit = limit
+
+    def make(self):
+        if self.enabled:
+            self.control.write_text("+memory")
         self.directory.mkdir()
         if self.v2:
-            (self.directory / "memory.max").write_text(str(limit))
+            (self.directory / "memory.max").write_text(str(self.limit))
             (self.directory / "memory.oom.group").write_text("1")
+            swap = self.directory / "memory.swap.max"
         else:
-            (self.directory / "memory.limit_in_bytes").write_text(str(limit))
+            (self.directory / "memory.limit_in_bytes").write_text(str(self.limit))
+            swap = self.directory / "memory.memsw.limit_in_bytes"
+        # With swap it would be slow, and not killed.
+        if swap.exists():
+            swap.write_text("0" if self.v2 else str(self.limit))
 
     def adopt(self, pid):
         (self.directory / "cgroup.procs").write_text(str(pid))
@@ -72,14 +89,23 @@ class MemoryLimit:
         return {words[0]: int(words[1]) for words in map(str.split, text.splitlines())}["oom_kill"]
 
     def remove(self):
-        poll(lambda: not (self.directory / "cgroup.procs").read_text(), what="the memory cgroup is empty")
-        self.directory.rmdir()
+        try:
+            if self.directory.exists():
+                procs = self.directory / "cgroup.procs"
+                for pid in procs.read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+                poll(lambda: not procs.read_text(), what="the memory cgroup is empty")
+                self.directory.rmdir()
+        finally:
+            if self.enabled:
+                self.control.write_text("-memory")
 
 
 @contextlib.contextmanager
 def memory_limit(limit):
     made = MemoryLimit(limit)
     try:
+        made.make()
         yield made
     finally:
         made.remove()
@@ -358,12 +384,15 @@ def test_a_full_disk_for_the_log(start_agent, world, tmp_path):
         forced_open(agent, world)
         # The page in which the log ends has some room yet.
         count = 1
+        lines = lambda: [line for line in agent.log_path.read_text().splitlines() if line.endswith("}")]
+        written = lambda: sum('"breaker overridden"' in line for line in lines())
         while dropped() == 0:
             agent.override("second", "open", 3600, f"number {count}, " + "x" * 400)
             count += 1
-            time.sleep(0.01)
+            poll(lambda: written() + dropped() >= count, what="it is in the log, or dropped")
         agent.override("second", "open", 3600, "in the dark")
-        agent.expect(dropped, last := dropped())
+        poll(lambda: written() + dropped() >= count + 1, what="it is in the log, or dropped")
+        last = dropped()
         assert connect_errno(world, "lo4", 9002) == errno.ECONNREFUSED
         exchange(*world.pair("lo4", 9001))
         agent.expect_codes("web", {"200": 1})
@@ -371,7 +400,7 @@ def test_a_full_disk_for_the_log(start_agent, world, tmp_path):
         assert agent.breaker("second")["override"]["reason"] == "in the dark"
         (disk / "filler").unlink()
         agent.override("second", "open", 3600, "in the light")
-        whole = lambda: [json.loads(line) for line in agent.log_path.read_text().splitlines() if line.endswith("}")]
+        whole = lambda: [json.loads(line) for line in lines()]
         found = lambda: [line["lines"] for line in whole() if "lines were dropped" in line["message"]]
         poll(found, 5, 0.01, "it is told")
         assert found() == [last] and dropped() == last
@@ -397,15 +426,15 @@ def test_the_control_socket_is_removed(start_agent, world):
     assert listening() == 1
     for _ in range(3):
         os.unlink(agent.control)
-        poll(lambda: os.path.exists(agent.control), 10, 0.01, "it is made anew")
+        poll(lambda: listens(agent), 10, 0.01, "it is made anew")
         assert agent.status()["pid"] == agent.process.pid
         assert os.stat(agent.control).st_mode & 0o777 == 0o600
-    assert len(told(agent, "the control socket was removed, and is made anew")) == 3
+    agent.expect(lambda: len(told(agent, "the control socket was removed, and is made anew")), 3)
     follow.close()
 
     follow = agent.follow("/v1/events?follow=1")
     os.unlink(agent.control)
-    poll(lambda: os.path.exists(agent.control), 10, 0.01, "it is made anew")
+    poll(lambda: listens(agent), 10, 0.01, "it is made anew")
     agent.override("web", "close", 60, "over the new one")
     assert follow.until(lambda event: event.get("text") == "over the new one")["service"] == "web"
     follow.close()
@@ -437,8 +466,8 @@ def test_all_its_files_are_removed(start_agent, world):
     agent.expect_codes("web", {"200": 10})
     state = pathlib.Path(agent.control + ".state")
     shutil.rmtree(state.parent)
-    poll(lambda: state.exists() and os.path.exists(agent.control), 10, 0.01, "they are made anew")
-    assert len(told(agent, "the state was removed, and is written anew")) == 1
+    poll(lambda: state.exists() and listens(agent), 10, 0.01, "they are made anew")
+    agent.expect(lambda: len(told(agent, "the state was removed, and is written anew")), 1)
     assert state.parent.stat().st_mode & 0o777 == 0o700
     poll(lambda: agent.metrics().value("mesh_agent_state_kept") == 1)
     agent.kill()

@@ -263,7 +263,7 @@ class Host:
     def _sweep():
         """Removes what a test run that was killed left: cgroups and namespaces whose process is gone."""
         for directory in glob.glob(cgroup_mount() + "/mesh-test-*"):
-            if not os.path.exists("/proc/" + directory.rsplit("-", 1)[1]):
+            if not os.path.exists("/proc/" + os.path.basename(directory).split("-")[2]):
                 Cgroup(directory[len(cgroup_mount()) :]).remove()
         for path in glob.glob("/run/netns/mt-*"):
             if not os.path.exists("/proc/" + path.split("-")[1]):

@@ -157,12 +157,14 @@ static int listen_for_readings(void)
 }
 
 /* The process beside the command. */
-static void keep_time(pid_t pid, const char *name, const int64_t *seconds, int asks, int tells)
+static void keep_time(pid_t pid, const char *name, const int64_t *seconds, int asks[2], int tells)
 {
 	int listener, process = (int)syscall(SYS_pidfd_open, pid, 0);
 
+	/* So that it ends with whoever does not ask. */
+	close(asks[1]);
 	/* Not before: a signal of then would stop the command. */
-	if (process < 0 || read(asks, &listener, sizeof(listener)) != sizeof(listener))
+	if (process < 0 || read(asks[0], &listener, sizeof(listener)) != sizeof(listener))
 		err(125, "the command");
 	if (ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACEEXEC) != 0)
 		err(125, "ptrace");
@@ -194,7 +196,7 @@ int main(int count, char **words)
 		err(125, "fork");
 	case 0:
 		if (fork() == 0)
-			keep_time(pid, words[2], seconds, asks[0], tells[1]);
+			keep_time(pid, words[2], seconds, asks, tells[1]);
 		_exit(0);
 	}
 	wait(NULL);

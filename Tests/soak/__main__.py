@@ -72,9 +72,9 @@ class Soak:
             Traffic(world, name, route, PORT + number, self._dice.random(), PAUSE)
             for number, (name, route, _) in enumerate(SERVICES)
         ]
-        stage.keep(Server(world.listen("lo4", VISITED), http_server()))
-        # Before there are threads: it forks.
+        # Before there are threads: it forks. It comes only when it is told to.
         visit = stage.keep(visitor(world, stage.host.tests, VISITED))
+        stage.keep(Server(world.listen("lo4", VISITED), http_server()))
         agent = stage.agent(world, config)
         stage.keep(removed(agent))
         self.faults = faults = Faults(agent, world, self.traffic, visit, self._dice, config)

@@ -1,5 +1,6 @@
 """A minute of `make soak`: whatever happens to the agent and around it, counts are exact and what it holds is flat."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,50 +17,59 @@ from soak.__main__ import FLAT, Soak
 PINS = "/sys/fs/bpf/mesh-agent"
 
 
+@contextlib.contextmanager
 def soak(directory, minutes, **options):
+    """A soak in a process of its own, which does not outlive the test."""
     words = [sys.executable, "-m", "soak", "--minutes", minutes, "--seed", SEED, "--no-plots", "--results", directory]
-    return subprocess.Popen(
+    run = subprocess.Popen(
         [str(word) for word in words], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "Tests")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            run.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.communicate(timeout=scaled(60))
+            run.kill()
 
 
-def pins():
-    return {name for name in os.listdir(PINS) if "mesh-bench-" in name} if os.path.isdir(PINS) else set()
+def pins(pid):
+    """The pins of a soak of that process."""
+    return [name for name in os.listdir(PINS) if f"mesh-bench-{pid}-" in name] if os.path.isdir(PINS) else []
 
 
-def left(pid, before):
-    """What a soak of that process has left, beside the pins of before."""
+def left(pid):
+    """What a soak of that process has left."""
     found = [name for name in os.listdir(cgroup_mount()) if name == f"mesh-test-{pid}"]
     found += [name for name in os.listdir("/run/netns") if name.startswith(f"mt-{pid}-")]
-    return found + sorted(pins() - before)
+    return found + pins(pid)
 
 
 @pytest.mark.limit(240)
 def test_a_minute_of_soak(tmp_path):
-    before = pins()
-    run = soak(tmp_path, 1)
-    said, complaint = run.communicate(timeout=scaled(200))
+    with soak(tmp_path, 1) as run:
+        said, complaint = run.communicate(timeout=scaled(200))
     assert run.returncode == 0, said + complaint
     assert said.endswith("exact and flat\n")
     result = json.loads((tmp_path / "soak.json").read_text())
     figures = {row["what"]: row["median"] for row in result["rows"]}
     assert min(figures["requests"], figures["connections"], figures["connects refused by a breaker"]) > 0
     assert figures["faults"] > 0 and len({sample["pid"] for sample in result["samples"]}) > 1
-    assert left(run.pid, before) == []
+    assert left(run.pid) == []
 
 
 @pytest.mark.limit(120)
 def test_a_soak_that_is_interrupted_leaves_nothing(tmp_path):
-    before = pins()
-    run = soak(tmp_path, 60, start_new_session=True)
-    poll(lambda: pins() - before, 30, what="its agent is there")
-    # As a terminal does it: to all of its processes.
-    os.killpg(run.pid, signal.SIGINT)
-    said, complaint = run.communicate(timeout=scaled(60))
+    with soak(tmp_path, 60, start_new_session=True) as run:
+        poll(lambda: pins(run.pid), 30, what="its agent is there")
+        # As a terminal does it: to all of its processes.
+        os.killpg(run.pid, signal.SIGINT)
+        said, complaint = run.communicate(timeout=scaled(60))
     assert run.returncode == 130, said + complaint
     assert "everything it made is removed" in complaint
-    assert left(run.pid, before) == []
+    assert left(run.pid) == []
 
 
 def judged(**growth):
