@@ -266,11 +266,9 @@ extension Engine {
         refresh(index, at: now)
         let slot = breakers.slots[index]
         let name = services.name(slot.service)
-        var attempts = kernel.attempts(slot.service)
-        attempts.connect.admitted = slot.admittedConnects
-        attempts.request.admitted = slot.admittedRequests
         var fields = slot.breaker.json(
-            service: name, id: slot.service, attempts: attempts, wallOffset: Engine.wallOffset())
+            service: name, id: slot.service, attempts: attempts(of: slot),
+            wallOffset: MonotonicClock.wallOffset())
         if withHistory { fields.append(("history", .array(history.events(of: name).map(\.json)))) }
         return .object(fields)
     }

@@ -528,7 +528,7 @@ final class Engine {
     private func drain(limit: Int) -> Int {
         guard kernel.pendingBytes > 0 else { return 0 }
         // One reading of the calendar for all of them: it only dates exemplars.
-        intake.wallOffset = Engine.wallOffset()
+        intake.wallOffset = MonotonicClock.wallOffset()
         var taken = 0
         while taken < limit {
             decideAll()
@@ -746,7 +746,7 @@ final class Engine {
             record(
                 BreakerEvent(
                     transition, service: services.name(service),
-                    wallOffset: Int64(bitPattern: Engine.wallOffset())))
+                    wallOffset: Int64(bitPattern: MonotonicClock.wallOffset())))
         }
         let breaker = intake.breakers.slots[slot].breaker
         if intake.breakers.noteHeldClosed(slot, at: sample?.time ?? MonotonicClock.now()) {
@@ -915,18 +915,12 @@ final class Engine {
         cpuTime = used
     }
 
-    /// What to add to a monotonic time for nanoseconds since 1970.
-    static func wallOffset() -> UInt64 {
-        let wall = MeshSystem.WallTime.now()
-        return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- MonotonicClock.now()
-    }
-
     /// Nanoseconds since 1970.
-    private func wallNow() -> UInt64 { MonotonicClock.now() &+ Engine.wallOffset() }
+    private func wallNow() -> UInt64 { MonotonicClock.now() &+ MonotonicClock.wallOffset() }
 
     /// The calendar time of a monotonic one.
     func wallTime(_ monotonic: UInt64) -> MeshSystem.WallTime {
-        let nanoseconds = monotonic &+ Engine.wallOffset()
+        let nanoseconds = monotonic &+ MonotonicClock.wallOffset()
         return MeshSystem.WallTime(
             seconds: Int64(nanoseconds / 1_000_000_000), nanoseconds: UInt32(nanoseconds % 1_000_000_000))
     }

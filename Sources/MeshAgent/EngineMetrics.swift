@@ -12,12 +12,12 @@ extension Engine {
             requests: traffic.requests,
             connections: traffic.connections, version: meshVersion, kernel: Kernel.release())
         for slot in breakers.slots where slot.breaker.policy.mode != .off {
-            let attempts = kernel.attempts(slot.service)
+            let attempts = attempts(of: slot)
             snapshot.breakers.append(
                 MetricsSnapshot.Breaker(
                     service: slot.service, state: slot.breaker.state,
-                    connect: .init(admitted: slot.admittedConnects, attempts.connect),
-                    request: .init(admitted: slot.admittedRequests, attempts.request)))
+                    connect: attempts.connect,
+                    request: attempts.request))
         }
         snapshot.transitions = traffic.transitions.map { key, count in
             MetricsSnapshot.Transitions(
@@ -60,13 +60,12 @@ extension Engine {
         }
         return snapshot
     }
-}
 
-extension MetricsSnapshot.Breaker.Attempts {
-    /// What the agent counted and what the kernel did.
-    init(admitted: UInt64, _ kernel: BreakerAttempts.Point) {
-        self.init(
-            admitted: admitted, rejected: kernel.rejected, probe: kernel.probe,
-            wouldReject: kernel.wouldReject)
+    /// What the kernel counted of a breaker's attempts, and what the agent did.
+    func attempts(of slot: BreakerBook.Slot) -> BreakerAttempts {
+        var attempts = kernel.attempts(slot.service)
+        attempts.connect.admitted = slot.admittedConnects
+        attempts.request.admitted = slot.admittedRequests
+        return attempts
     }
 }

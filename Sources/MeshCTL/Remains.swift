@@ -206,13 +206,14 @@ struct Remains: ~Copyable {
         var attempts = maps.attempts(id)
         (attempts.connect.admitted, attempts.request.admitted) = breakers.admitted(id)
         let fields = breakers.breaker(id, at: now).json(
-            service: breakers.name(of: id), id: id, attempts: attempts, wallOffset: Remains.wallOffset())
+            service: breakers.name(of: id), id: id, attempts: attempts,
+            wallOffset: MonotonicClock.wallOffset())
         return [("agent", .null), ("rejects", .bool(breakers.rejects(id, at: now)))] + fields
     }
 
     private func status() -> JSONValue {
         let now = MonotonicClock.now()
-        let wallOffset = Remains.wallOffset()
+        let wallOffset = MonotonicClock.wallOffset()
         let ids = breakers.services
         let states = ids.map { breakers.breaker($0, at: now) }
         let attached = pins.attached
@@ -306,7 +307,7 @@ struct Remains: ~Copyable {
         let actor = actorName(uid: geteuid(), pid: getpid())
         guard
             let forced = breakers.force(
-                id, wish, actor: actor, at: now, wallOffset: Remains.wallOffset())
+                id, wish, actor: actor, at: now, wallOffset: MonotonicClock.wallOffset())
         else { return .object(breaker(id)) }
         do throws(SystemError) {
             var writer = StateWriter()
@@ -326,11 +327,5 @@ struct Remains: ~Copyable {
             throw Refusal(status: 500, text: error.description)
         }
         return .object(breaker(id))
-    }
-
-    /// What to add to a monotonic time for nanoseconds since 1970.
-    private static func wallOffset() -> UInt64 {
-        let wall = WallTime.now()
-        return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- MonotonicClock.now()
     }
 }

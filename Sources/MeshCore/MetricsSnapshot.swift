@@ -41,41 +41,19 @@ public struct MetricsHistogram: Equatable, Sendable {
 public struct MetricsSnapshot: Sendable {
     /// A breaker's part.
     public struct Breaker: Sendable {
-        /// How many attempts were decided in each way at one point.
-        public struct Attempts: Equatable, Sendable {
-            /// Attempts that were let through.
-            public var admitted: UInt64
-            /// Attempts that were refused or reset.
-            public var rejected: UInt64
-            /// Attempts that a half-open breaker let through.
-            public var probe: UInt64
-            /// Attempts that an observing breaker would have rejected.
-            public var wouldReject: UInt64
-
-            /// Counts of attempts, none if not given.
-            public init(
-                admitted: UInt64 = 0, rejected: UInt64 = 0, probe: UInt64 = 0, wouldReject: UInt64 = 0
-            ) {
-                self.admitted = admitted
-                self.rejected = rejected
-                self.probe = probe
-                self.wouldReject = wouldReject
-            }
-        }
-
         /// The service's ID.
         public var service: UInt32
         /// The effective state.
         public var state: BreakerState
         /// Attempts at connect().
-        public var connect: Attempts
+        public var connect: BreakerAttempts.Point
         /// Attempts at the start of a request on an established connection.
-        public var request: Attempts
+        public var request: BreakerAttempts.Point
 
         /// A breaker's part of the metrics.
         public init(
-            service: UInt32, state: BreakerState, connect: Attempts = Attempts(),
-            request: Attempts = Attempts()
+            service: UInt32, state: BreakerState, connect: BreakerAttempts.Point = .init(),
+            request: BreakerAttempts.Point = .init()
         ) {
             self.service = service
             self.state = state

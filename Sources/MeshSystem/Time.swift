@@ -10,6 +10,12 @@ public enum MonotonicClock {
         clock_gettime(CLOCK_MONOTONIC, &time)
         return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
     }
+
+    /// What to add to a time of this clock, at this moment, for nanoseconds since 1970.
+    public static func wallOffset() -> UInt64 {
+        let wall = WallTime.now()
+        return UInt64(wall.seconds) * 1_000_000_000 + UInt64(wall.nanoseconds) &- now()
+    }
 }
 
 /// A time on the calendar's clock.
