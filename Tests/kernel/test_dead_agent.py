@@ -2,14 +2,13 @@
 expiry of overrides, the lease."""
 
 import errno
-import threading
 import time
 
 import pytest
 
 from meshtest.host import poll
 from meshtest.policies import config, service
-from meshtest.traffic import GET, Server, connect_errno, exchange, http_server, receive, response, until_closed
+from meshtest.traffic import connect_errno, exchange, load, until_closed
 
 KEEPS_LEASE = {"breakers": {"maxOpenShare": 1.0, "lease": "60s"}}
 SHORT_LEASE = {"breakers": {"maxOpenShare": 1.0, "lease": "1s"}}
@@ -142,33 +141,13 @@ def test_a_killed_agent_lets_traffic_flow(start_agent, world, tc, how):
 
 def test_traffic_goes_through_a_kill_unharmed(start_agent, world):
     agent = start_agent(config(service()))
-    with Server(world.listen("veth4", 9001), http_server()):
-        done, failures, served = threading.Event(), [], [0]
-
-        def call():
-            try:
-                while not done.is_set():
-                    client = world.connect("veth4", 9001)
-                    for _ in range(3):
-                        client.sendall(GET)
-                        receive(client, len(response(200)))
-                        served[0] += 1
-                    client.close()
-            except (OSError, AssertionError) as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=call) for _ in range(2)]
-        for thread in threads:
-            thread.start()
+    # What fails there fails the test.
+    with load(world, route="veth4") as totals:
         for _ in range(2):
-            poll(lambda before=served[0]: served[0] > before + 200)
+            poll(lambda before=totals()[0]: totals()[0] > before + 200)
             agent.kill()
-            poll(lambda before=served[0]: served[0] > before + 200)
+            poll(lambda before=totals()[0]: totals()[0] > before + 200)
             agent = start_agent(config(service()))
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
 
 
 def test_a_stopped_agent_loses_no_sample_that_fits(start_agent, world):

@@ -199,8 +199,8 @@ def this_pid():
 
 
 @contextlib.contextmanager
-def load(world, threads=2, connections=3):
-    """Requests without a pause on lo4, over connections that come and go. Yields what was done:
+def load(world, threads=2, connections=3, route="lo4"):
+    """Requests without a pause on a route, over connections that come and go. Yields what was done:
     [requests, connections], each counted when its end was seen."""
     done, failures, counts = threading.Event(), [], []
     knob = Knob(200)
@@ -208,7 +208,7 @@ def load(world, threads=2, connections=3):
     def call(count):
         try:
             while not done.is_set():
-                client = world.connect("lo4", 9001)
+                client = world.connect(route, 9001)
                 count[1] += 1
                 for _ in range(connections * 10):
                     client.sendall(GET)
@@ -219,7 +219,7 @@ def load(world, threads=2, connections=3):
             failures.append(error)
 
     served = []
-    with Server(world.listen("lo4", 9001), http_server(status=knob, served=served)):
+    with Server(world.listen(route, 9001), http_server(status=knob, served=served)):
         workers = [
             threading.Thread(target=call, args=(count,))
             for count in (counts.append([0, 0]) or counts[-1] for _ in range(threads))
