@@ -125,7 +125,10 @@ struct BreakerBook {
     }
 
     /// Notes what the kernel has been told of a breaker that the state knew.
-    mutating func note(_ word: BreakerKernelWord, of index: Int) { slots[index].written = word }
+    mutating func note(_ word: BreakerKernelWord, of index: Int) {
+        slots[index].written = word
+        slots[index].breaker.catchUp(to: word)
+    }
 
     private mutating func add(_ service: UInt32, _ policy: BreakerPolicy, at now: UInt64) {
         slotOfService[Int(service)] = Int32(slots.count)

@@ -27,6 +27,9 @@ public struct Breaker: Sendable {
     public private(set) var override: BreakerOverride? {
         didSet { isForced = override != nil }
     }
+    /// What the kernel had been told when somebody forced a state on what this breaker was not yet; nil if
+    /// nothing, and once it has come as far: see `catchUp(to:)`.
+    private var ahead: BreakerKernelWord?
     /// Why the effective state is what it is; nil if it never changed.
     public private(set) var reason: BreakerReason?
     /// Since when the effective state is what it is: the last transition, or when it was made.
@@ -315,6 +318,13 @@ public struct Breaker: Sendable {
         }
     }
 
+    /// Notes what the kernel has been told of the breaker that this one goes on from. Where that had decided more
+    /// than was kept of it, and somebody forced a state since, the same outcomes come again, and lead to the same
+    /// transitions. Nobody has told those, although the override hides their state now.
+    public mutating func catchUp(to word: BreakerKernelWord) {
+        ahead = override != nil && !memory.fits(word) ? word : nil
+    }
+
     // MARK: - How it works
 
     /// The part of the ramp in which the kernel admits such a share of 2^32; nil if none does.
@@ -338,11 +348,22 @@ public struct Breaker: Sendable {
         }
     }
 
-    /// Applies `body` and tells of it if the effective state is another afterwards.
+    /// Applies `body` and tells of it if the effective state is another afterwards, or was at that time.
     private mutating func change(
         _ reason: BreakerReason, at time: UInt64, _ transitions: inout [BreakerTransition],
         _ body: (inout Breaker) -> Void
     ) {
+        if let ahead, let override, time < override.since {
+            let before = automaticState
+            body(&self)
+            if memory.fits(ahead) { self.ahead = nil }
+            guard automaticState != before else { return }
+            transitions.append(
+                BreakerTransition(from: before, to: automaticState, reason: reason, time: time))
+            // Unless the override changed the effective state, that is what it is for this reason.
+            if self.reason != .override || since < override.since { (self.reason, since) = (reason, time) }
+            return
+        }
         let before = state
         body(&self)
         guard state != before else { return }

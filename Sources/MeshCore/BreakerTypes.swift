@@ -162,6 +162,12 @@ public struct BreakerMemory: Equatable, Sendable {
     public var sawRequest: Bool
     /// The state of its jitter's generator.
     public var random: UInt64
+
+    /// Whether it is what the kernel was told, or what has become of that with its deadline.
+    func fits(_ word: BreakerKernelWord) -> Bool {
+        if state == .halfOpen && word.state == .open { return epoch == word.openUntil }
+        return state == word.state && (state != .open || openUntil == word.openUntil)
+    }
 }
 
 /// Everything that the kernel needs to know about a breaker: the fields of `struct mesh_breaker` under

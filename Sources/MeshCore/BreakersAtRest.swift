@@ -3,10 +3,12 @@
 
 /// The breakers of configured services, as an agent has left them.
 public struct BreakersAtRest: Sendable {
-    /// What is known of a service.
-    private struct Known: Sendable {
+    private struct Service: Sendable {
         var name: String
         var isActive: Bool
+    }
+    /// What is known of a breaker. Its rows may come before that of its service.
+    private struct Kept: Sendable {
         var memory: BreakerMemory?
         var override: BreakerOverride?
         var admittedConnects: UInt64 = 0
@@ -21,7 +23,8 @@ public struct BreakersAtRest: Sendable {
 
     private let words: [UInt32: BreakerKernelWord]
     private let leaseUntil: UInt64
-    private var known: [UInt32: Known] = [:]
+    private var named: [UInt32: Service] = [:]
+    private var kept: [UInt32: Kept] = [:]
     private var transitions: [Change: UInt64] = [:]
     private var events: [BreakerEvent] = []
     private var nextEvent: UInt64 = 0
@@ -41,13 +44,13 @@ public struct BreakersAtRest: Sendable {
         try state?.replay { row throws(StateLogError) in
             switch row {
             case .service(let id, let name, true, let isActive):
-                known[id, default: Known(name: name, isActive: isActive)].isActive = isActive
+                named[id] = Service(name: name, isActive: isActive)
             case .service(_, _, false, _): discovered += 1
             case .breaker(let id, let memory, let connects, let requests):
-                known[id]?.memory = memory
-                known[id]?.admittedConnects = connects
-                known[id]?.admittedRequests = requests
-            case .override(let id, let override): known[id]?.override = override
+                kept[id, default: Kept()].memory = memory
+                kept[id]?.admittedConnects = connects
+                kept[id]?.admittedRequests = requests
+            case .override(let id, let override): kept[id, default: Kept()].override = override
             case .transitions(let id, let from, let to, let reason, let count):
                 transitions[Change(service: id, from: from, to: to, reason: reason)] = count
             case .event(let number, let event):
@@ -63,26 +66,26 @@ public struct BreakersAtRest: Sendable {
     /// The IDs of the services that have a breaker, in the order of their names. One whose name the state does not
     /// know is there too: it may reject.
     public var services: [UInt32] {
-        words.keys.filter { words[$0]?.mode != .off && known[$0]?.isActive != false }
+        words.keys.filter { words[$0]?.mode != .off && named[$0]?.isActive != false }
             .sorted { (name(of: $0), $0) < (name(of: $1), $1) }
     }
 
     /// How many services the configuration named.
-    public var configured: Int { known.values.count(where: \.isActive) }
+    public var configured: Int { named.values.count(where: \.isActive) }
 
     /// A service's name; of one that the state does not know, its number.
-    public func name(of id: UInt32) -> String { known[id]?.name ?? "unknown-\(id)" }
+    public func name(of id: UInt32) -> String { named[id]?.name ?? "unknown-\(id)" }
 
     /// The service with that name and a breaker.
     public func service(named name: String) throws(Refusal) -> UInt32 {
         if let id = services.first(where: { self.name(of: $0) == name }) { return id }
-        let names = known.values.filter(\.isActive).map(\.name)
+        let names = named.values.filter(\.isActive).map(\.name)
         throw names.contains(name) ? .noBreaker(name) : .noService(name, among: names)
     }
 
     /// What is forced on a breaker: as the kernel has it, with who and why from the state.
     public func override(of id: UInt32) -> BreakerOverride? {
-        words[id]?.override(known: known[id]?.override)
+        words[id]?.override(known: kept[id]?.override)
     }
 
     /// A breaker as it is now. Where the state is behind the kernel, that is right.
@@ -101,7 +104,7 @@ public struct BreakersAtRest: Sendable {
 
     /// How many attempts the agent had counted as simply admitted.
     public func admitted(_ id: UInt32) -> (connects: UInt64, requests: UInt64) {
-        (known[id]?.admittedConnects ?? 0, known[id]?.admittedRequests ?? 0)
+        (kept[id]?.admittedConnects ?? 0, kept[id]?.admittedRequests ?? 0)
     }
 
     /// The latest events of a service, oldest first, as many as an agent keeps.
@@ -117,12 +120,12 @@ public struct BreakersAtRest: Sendable {
     private func resting(_ id: UInt32, at now: UInt64) -> Breaker {
         let word = words[id] ?? .none
         let override = override(of: id)
-        if let memory = known[id]?.memory, memory.fits(word) {
+        if let memory = kept[id]?.memory, memory.fits(word) {
             return Breaker(
                 policy: BreakerPolicy(word, window: memory.window.length), memory, override: override, at: now
             )
         }
-        let window = known[id]?.memory?.window.length ?? BreakerPolicy().window
+        let window = kept[id]?.memory?.window.length ?? BreakerPolicy().window
         var breaker = Breaker(policy: BreakerPolicy(word, window: window), seed: UInt64(id), at: now)
         breaker.restore(word, override: override, at: now)
         return breaker
@@ -214,7 +217,7 @@ public struct BreakersAtRest: Sendable {
         _ breaker: Breaker, _ override: BreakerOverride?, of id: UInt32, _ rows: inout [StateRow]
     ) {
         var memory = breaker.memory
-        if let before = known[id]?.memory {
+        if let before = kept[id]?.memory {
             // Samples that wait for the next agent are older than now.
             memory.window = before.window
             memory.consecutiveFailures = before.consecutiveFailures
@@ -232,14 +235,6 @@ public struct BreakersAtRest: Sendable {
                 service: id, memory, admittedConnects: admitted.connects, admittedRequests: admitted.requests)
         )
         rows.append(.override(service: id, override))
-    }
-}
-
-extension BreakerMemory {
-    /// Whether it is what the kernel was told, or what has become of that with its deadline.
-    fileprivate func fits(_ word: BreakerKernelWord) -> Bool {
-        if state == .halfOpen && word.state == .open { return epoch == word.openUntil }
-        return state == word.state && (state != .open || openUntil == word.openUntil)
     }
 }
 

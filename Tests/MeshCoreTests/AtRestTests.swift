@@ -32,9 +32,10 @@ private func rest(
     for (index, (name, breaker)) in services.enumerated() {
         let id = UInt32(index + 1)
         words[id] = breaker.kernelWord
-        rows.append(.service(id: id, name: name, isConfigured: true, isActive: true))
+        // In the order in which an agent writes them.
         rows.append(.breaker(service: id, breaker.memory, admittedConnects: 5, admittedRequests: 6))
         if let override = breaker.override { rows.append(.override(service: id, override)) }
+        rows.append(.service(id: id, name: name, isConfigured: true, isActive: true))
     }
     return try BreakersAtRest(words: words, leaseUntil: leaseUntil, state: log(rows + more))
 }
@@ -127,6 +128,61 @@ private func wish(_ seconds: Double = 60) throws -> OverrideWish {
         }
         #expect(memory.state == .closed && memory.reason == .override && memory.since == now)
         #expect(forced.word.state == .open && forced.word.openUntil == word.openUntil)
+    }
+
+    /// An agent decides, tells the kernel and is killed before it is kept; then somebody forces a state. The next agent
+    /// comes to the same decision from the same outcomes: each transition is counted once, by one of them.
+    @Test(arguments: [BreakerOverride.Forced.close, .open], [3 * second, 20 * second])
+    func whatWasDecidedAndNotKeptIsCounted(forced: BreakerOverride.Forced, ago: UInt64) throws {
+        let fresh = Breaker(policy: policy(), seed: 3, at: 0)
+        let killed = opened(ago / second)
+        var rows: [StateRow] = [
+            .service(id: 1, name: "web", isConfigured: true, isActive: true),
+            .breaker(service: 1, fresh.memory, admittedConnects: 0, admittedRequests: 0),
+        ]
+        var rest = try BreakersAtRest(words: [1: killed.kernelWord], leaseUntil: .max, state: log(rows))
+        let change = try rest.force(1, (forced, wish(600)), actor: "me", at: now, wallOffset: wallOffset)
+        let made = try #require(change)
+        rows += made.rows
+        var told = rows.compactMap { row -> String? in
+            if case .transitions(1, let from, let to, let reason, let count) = row {
+                "\(from) \(to) \(reason) \(count)"
+            } else {
+                nil
+            }
+        }
+
+        var memory = fresh.memory
+        var override: BreakerOverride?
+        for row in rows {
+            if case .breaker(1, let found, _, _) = row { memory = found }
+            if case .override(1, let found) = row { override = found }
+        }
+        var next = Breaker(policy: policy(), memory, override: override, at: now + second)
+        next.catchUp(to: made.word)
+        let tripped = now - ago
+        let failure = BreakerOutcome(failure: true)
+        var transitions = next.record(failure, at: tripped, mayOpen: true)
+        #expect(
+            transitions == [
+                BreakerTransition(from: .closed, to: .open, reason: .consecutiveFailures, time: tripped)
+            ])
+        // What came later is hidden by the override, or was told by whoever forced it.
+        transitions = next.record(failure, at: now + second, mayOpen: true)
+        transitions += next.tick(now + 100 * second)
+        #expect(transitions == [])
+        #expect(next.openDeadline == nil && next.state == forced.state)
+
+        // One agent that was there all the time.
+        var whole = fresh
+        var all = whole.record(failure, at: tripped, mayOpen: true)
+        all += whole.tick(now)
+        let expected = try #require(override)
+        let changes = whole.setOverride(expected, at: now)
+        all += try #require(changes)
+        #expect(next.reason == whole.reason && next.since == whole.since)
+        told.insert("closed open consecutiveFailures 1", at: 0)
+        #expect(told == all.map { "\($0.from) \($0.to) \($0.reason) 1" })
     }
 
     @Test func forcingIsWhatAnAgentDoes() throws {

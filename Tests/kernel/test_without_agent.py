@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from meshtest.agent import binary, committed, same
-from meshtest.host import poll
+from meshtest.host import poll, run
 from meshtest.policies import config, service
 from meshtest.storm import Storm
 from meshtest.traffic import GET, connect_errno, exchange, until_closed
@@ -35,6 +35,14 @@ def table(agent, *words, code=0):
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     return done.stdout, done.stderr
+
+
+def breaker_state(agent, number):
+    """What the kernel's map has of a breaker, by its service's number."""
+    pinned = agent.pins() + "/maps/breakers"
+    key = [str(byte) for byte in number.to_bytes(4, "little")]
+    found = json.loads(run("bpftool", "-j", "map", "lookup", "pinned", pinned, "key", *key).stdout)["value"]
+    return int(found[0], 16)
 
 
 def without_figures(breaker):
@@ -166,6 +174,8 @@ def test_samples_that_wait_are_counted_once_all_the_same(start_agent, world):
     for _ in range(50):
         exchange(client, server)
     agent.expect_codes("web", {"200": 50})
+    # So that their room in the ring buffer is free: a place before it would be wrong.
+    committed(agent)
     agent.kill()
     for _ in range(30):
         exchange(client, server)
@@ -272,6 +282,25 @@ def test_nothing_is_left(start_agent, world):
     for words in (["status"], ["breaker", "list"], ["breaker", "open", "web", "--reason", "x"]):
         _, said = meshctl(agent, *words, code=3)
         assert said["error"].startswith("no agent: there is no socket at")
+
+
+def test_a_trip_that_was_not_kept(start_agent, world):
+    """The agent is killed as soon as it has told the kernel, mostly before it was kept; then somebody forces the
+    breaker. Each transition is counted once, and told once."""
+    agent = start_agent({**config(service(consecutiveFailures=1, **LASTING)), **LEASE})
+    assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
+    poll(lambda: breaker_state(agent, 1) == 1, 5, 0, "the kernel is told")
+    agent.kill()
+    meshctl(agent, "breaker", "close", "web", "--reason", "it is up")
+    agent.start()
+    page = agent.metrics()
+    for names, count in ((("closed", "open", "consecutive_failures"), 1), (("open", "closed", "override"), 1)):
+        labels = dict(zip(("from", "to", "reason"), names))
+        assert page.value("mesh_breaker_transitions_total", service="web", **labels) == count
+    history = [(event["kind"], event["reason"]) for event in agent.breaker("web")["history"]]
+    assert sorted(history) == [("override", "override"), ("transition", "consecutive_failures")]
+    agent.automatic("web")
+    assert connect_errno(world, "lo4", 9001) == errno.ECONNREFUSED
 
 
 def test_without_the_state(start_agent, world):
