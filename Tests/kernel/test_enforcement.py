@@ -4,6 +4,7 @@ told once; and what cannot be repaired is told to whoever asks whether the agent
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import struct
@@ -265,6 +266,11 @@ def test_pins_that_somebody_removed(start_agent, world, what):
     assert agent.metrics().value("mesh_agent_pinned") == 1
     checked(agent)
     assert figure(agent, "faults_total", "pin") == 1
+    # What is there now is locked, as what was there before.
+    directory = os.open(place, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(directory)
     # They are good for the next one.
     world.listen("lo4", 9001)
     agent.kill()
@@ -460,7 +466,9 @@ def test_a_program_above_that_takes_back_what_the_agents_decide(inner, start_age
         "(operation now in progress): another program takes back what it decides; cannot refuse connects: attaching "
         "anew did not help; see what else is attached to this cgroup and those above it: bpftool cgroup tree\n"
     )
-    links = lambda: json.loads(run("bpftool", "-j", "cgroup", "show", inner.directory).stdout)
+    # Programs stay the same where they are attached anew; their links do not.
+    id_of = lambda pin: json.loads(run("bpftool", "-j", "link", "show", "pinned", pin).stdout)["id"]
+    links = lambda: {pin: id_of(pin) for pin in link_pins(agent, "mesh_")}
     before = links()
     checked(agent)
     # It tried once.
