@@ -92,6 +92,8 @@ final class KernelSide: CgroupTree {
     private var cgroupID: UInt64 = 0
     private var cgroupTrouble: String?
     private var canary: Canary?
+    /// The one that a look at the cgroup has asked for, until it is there.
+    private var comingCanary: Canary.Coming?
     /// Why there is no canary, and why it could not be tried; nil if there is one, and if it could.
     private var canaryError: SystemError?
     private var tryError: SystemError?
@@ -299,9 +301,21 @@ final class KernelSide: CgroupTree {
 
     // MARK: - Attaching
 
-    /// Attaches the cgroup programs, in the place of an earlier agent's.
+    /// Attaches the cgroup programs, in the place of an earlier agent's, and makes the canary: at the start at once,
+    /// while it may make processes there that begin in the cgroup.
     func attach() throws(SystemError) {
-        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
+        try attachToCgroup()
+        do throws(SystemError) {
+            canary = try Canary(cgroup: cgroupDirectory, isInside: isInside)
+        } catch {
+            canaryError = error
+        }
+    }
+
+    private var cgroupDirectory: String { KernelSide.full(cgroupPath, root: cgroupRoot) }
+
+    private func attachToCgroup() throws(SystemError) {
+        let path = cgroupDirectory
         let id = try KernelSide.cgroupID(path)
         // Those of a cgroup that is gone.
         while let link = cgroupLinks.popLast() { link.remove() }
@@ -314,11 +328,15 @@ final class KernelSide: CgroupTree {
             StartStep.reached(CgroupHook.all[index].program)
         }
         cgroupID = id
+    }
+
+    /// Has a canary made for a cgroup that was made anew: decisions do not wait for one that is frozen.
+    private func renewCanary() {
+        (canary, canaryError) = (nil, nil)
         do throws(SystemError) {
-            canary = try Canary(cgroup: path, isInside: isInside)
-            canaryError = nil
+            comingCanary = try Canary.Coming(cgroup: cgroupDirectory, isInside: isInside)
         } catch {
-            (canary, canaryError) = (nil, error)
+            canaryError = error
         }
     }
 
@@ -419,6 +437,11 @@ final class KernelSide: CgroupTree {
     private func checkCanary() -> Fault? {
         isProven = false
         tryError = nil
+        switch comingCanary?.made {
+        case .success(let made): (canary, comingCanary) = (made, nil)
+        case .failure(let error): (canaryError, comingCanary) = (error, nil)
+        case .none: break
+        }
         // Hooks that are not attached are told of already.
         guard let canary, !hooks.contains(where: { !$0.isAttached }) else { return nil }
         func look() throws(SystemError) -> (hook: String, fault: String)? {
@@ -466,16 +489,16 @@ final class KernelSide: CgroupTree {
             Fault(part: .cgroup, what: what, place: "cgroup \(cgroupPath)", fault: fault, error: error)
         }
         cgroupTrouble = nil
-        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
         do throws(SystemError) {
             // A cgroup of the same path is another one, if somebody removed it and made it anew.
-            guard try KernelSide.cgroupID(path) != cgroupID else {
+            guard try KernelSide.cgroupID(cgroupDirectory) != cgroupID else {
                 return zip(cgroupPrograms, cgroupLinks).compactMap { hook, link in
                     between()
                     return link.check().map { fault(hook.name, $0.fault, $0.error) }
                 }
             }
-            try attach()
+            try attachToCgroup()
+            renewCanary()
             return [fault("all hooks", "the cgroup was removed and made anew", nil)]
         } catch {
             cgroupTrouble = "the cgroup was removed; \(error.description)"
