@@ -142,6 +142,9 @@ public struct PinDirectory: Sendable {
     /// Whether there are maps.
     public var hasMaps: Bool { exists(mapDirectory) }
 
+    /// Whether this user may not even see if there are.
+    public var isHidden: Bool { access(mapDirectory, F_OK) != 0 && errno == EACCES }
+
     /// Where a map's pin is in a directory.
     public static func pin(of map: String, in directory: String) -> String {
         directory + "/" + (map.first == "." ? String(map.dropFirst(".data.".count)) : map)

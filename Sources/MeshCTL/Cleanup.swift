@@ -34,7 +34,7 @@ struct Cleanup {
                 return Place(pins: instance.pins, removed: removed)
             }
         } catch {
-            throw .refused((error.errno == EWOULDBLOCK ? error.advising(stopFirst) : error).description)
+            throw .refused(advising(error).description)
         }
     }
 
@@ -46,13 +46,17 @@ struct Cleanup {
             do throws(SystemError) {
                 places.append(Place(pins: pins.path, removed: try removePins(pins)))
             } catch {
-                failures.append(error.errno == EWOULDBLOCK ? error.advising(stopFirst) : error)
+                failures.append(advising(error))
             }
         }
         return (places, failures)
     }
 
     private static let stopFirst = "stop the agent first"
+
+    private static func advising(_ error: SystemError) -> SystemError {
+        error.errno == EWOULDBLOCK ? error.advising(stopFirst) : error.advisingUser
+    }
 
     private static func removePins(_ pins: PinDirectory) throws(SystemError) -> [String] {
         guard pins.isThere else { return [] }

@@ -162,8 +162,10 @@ struct Run: Sendable {
     }
 
     private func askRemains(_ question: Question, _ why: String) throws(Failure) -> JSONValue {
-        guard var remains = try Remains.open(Instance(control: client.path, pins: arguments["pins"])) else {
-            throw .noAgentRuns(why)
+        let instance = Instance(control: client.path, pins: arguments["pins"])
+        guard var remains = try Remains.open(instance) else {
+            let hint = ". What one may have left is hidden from this user: to see that, run meshctl as root"
+            throw .noAgentRuns(PinDirectory(instance).isHidden ? why + hint : why)
         }
         let answer = try remains.answer(question)
         let warning = remains.warning(question)

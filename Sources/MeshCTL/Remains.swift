@@ -40,6 +40,18 @@ enum Question: Equatable {
     }
 }
 
+extension SystemError {
+    /// The same, with what this user can do where something is not permitted.
+    var advisingUser: SystemError {
+        switch (errno, geteuid()) {
+        case (EACCES, 0): advising("if you trust what is in it, make it root's with mode 0700")
+        case (EPERM, 0): advising("`meshctl doctor` tells what root lacks here")
+        case (EACCES, _), (EPERM, _): advising("run meshctl as root, for example with sudo")
+        default: self
+        }
+    }
+}
+
 /// An instance without its agent.
 struct Remains: ~Copyable {
     /// A longer file is no agent's state.
@@ -70,9 +82,7 @@ struct Remains: ~Copyable {
         } catch {
             switch error.errno {
             case EACCES, EPERM:
-                throw .noAgent(
-                    "no agent runs, and what it left is not for this user: \(error.advising("run meshctl as root, for example with sudo"))"
-                )
+                throw .noAgent("no agent runs, and what it left cannot be used: \(error.advisingUser)")
             case EBUSY, EWOULDBLOCK: throw .noAgent(error.description)
             default: throw .refused(error.description)
             }

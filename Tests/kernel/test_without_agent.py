@@ -265,6 +265,48 @@ def test_others_may_not(start_agent, world):
     assert connect_errno(world, "lo4", 9001) == 0
 
 
+def test_of_another_user(start_agent, world):
+    """Where files, locks and sockets are somebody else's, each command says whose, and what to do."""
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]
+    base = pathlib.Path(f"/run/mesh-test-{os.getpid()}-others")
+    base.mkdir(mode=0o711)
+    try:
+        agent = start_agent({**config(service()), **LEASE}, start=False)
+        place = base / "control"
+        place.mkdir(mode=0o755)
+        agent.control = str(place / "control.sock")
+        agent.start()
+        agent.kill()
+        commands = (["status"], ["breaker", "list"], ["breaker", "open", "web", "--reason", "x"])
+        for there in (True, False):
+            for words in commands:
+                _, said = meshctl(agent, *words, code=3, prefix=nobody)
+                assert ("permission denied" if there else "no socket") in said["error"] and "as root" in said["error"]
+                assert there or "hidden from this user" in said["error"]
+            _, said = meshctl(agent, "cleanup", code=1, prefix=nobody)
+            assert said["error"] == f"cannot lock {agent.control}.lock: permission denied; " + (
+                "run meshctl as root, for example with sudo"
+            )
+            if there:
+                os.unlink(agent.control)
+        # Root does not trust what another user could change under its hands.
+        os.chown(place, 65534, 65534)
+        whose = f"cannot use the directory {place}: it belongs to nobody, who could put another socket there; "
+        whose += "if you trust what is in it, make it root's with mode 0700"
+        for words in commands:
+            _, said = meshctl(agent, *words, code=3)
+            assert said["error"] == "no agent runs, and what it left cannot be used: " + whose
+        _, said = meshctl(agent, "cleanup", code=1)
+        assert said["error"] == whose
+        os.chown(place, 0, 0)
+        assert meshctl(agent, "breaker", "open", "web", "--reason", "x")[0]["state"] == "open"
+        agent.start()
+        assert agent.breaker("web")["override"]["reason"] == "x"
+        agent.stop()
+    finally:
+        shutil.rmtree(base)
+
+
 def test_an_agent_that_hangs_or_starts(start_agent, world):
     agent = start_agent(config(service()))
     agent.pause()
