@@ -108,7 +108,7 @@ def test_interfaces_and_namespaces_come_and_go(start_agent, world, tc):
     world.listen("veth4", 9002)
     agent.override("shut", "open")
     refused = lambda: [errno.ECONNREFUSED, connect_errno(world, "veth4", 9002)]
-    exchanged, rejected = [0], [0]
+    exchanged, rejected, steps = [0], [0], [0]
 
     def ask():
         exchange(client, server)
@@ -133,6 +133,7 @@ def test_interfaces_and_namespaces_come_and_go(start_agent, world, tc):
                 gone = [f"netns del {name}"]
             world.near.batch(*pod, *ends, f"link set churn{number} up")
             world.near.batch(*gone)
+            steps[0] += 1
 
         paced(count, step)
         poll(lambda: held(agent)["links"] == before["links"], 30, 0.05, "the interfaces are gone")
@@ -141,11 +142,12 @@ def test_interfaces_and_namespaces_come_and_go(start_agent, world, tc):
 
     before, opened = held(agent), descriptors(agent)
     agent.override("cut", "open")
-    with steadily(ask, attempt), Requests(pairs, 0.02) as requests:
+    progress = lambda: steps[0] / (CHURN // 4 + CHURN)
+    with steadily(ask, attempt), Requests(pairs, 0.005, progress) as requests:
         churn(CHURN // 4)
-        memory = resident(agent)
+        memory, early = resident(agent), requests.sent
         churn(CHURN)
-    assert requests.sent > 0 and requests.leaked == []
+    assert 0 < early <= len(pairs) // 4 + 1 < requests.sent and requests.leaked == []
     agent.expect_codes("web", {"200": exchanged[0]})
     agent.expect(lambda: agent.attempts("shut", "connect"), {"rejected": rejected[0]})
     agent.expect(lambda: agent.attempts("cut", "request"), {"rejected": requests.sent})

@@ -231,15 +231,23 @@ def test_more_than_a_map_holds(start_agent, world, what, settings, says):
 
 
 @pytest.mark.limit(180)
-def test_a_full_set_of_networks_and_endpoints_is_replaced(start_agent, world):
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda first, n: f"10.{first + (n >> 16)}.{n >> 8 & 255}.{n & 255}:80",
+        lambda first, n: f"10.{n >> 10}.{n >> 2 & 255}.0/24:{first + 1 + (n & 3)}",
+    ],
+    ids=["addresses", "prefixes"],
+)
+def test_a_full_set_of_networks_and_endpoints_is_replaced(start_agent, world, of):
     """As much as there may be, and then as much of others: a reload adds before it removes, and there is room."""
+    most, own = 262_144, sum(len(entry["endpoints"]) for entry in two()["services"])
     agent = start_agent(two())
     forced_open(agent, world)
 
     def full(first):
         networks = [f"10.{first + (n >> 8)}.{n & 255}.0/24" for n in range(10_000)]
-        endpoints = [f"10.{first + (n >> 16)}.{n >> 8 & 255}.{n & 255}:80" for n in range(60_000)]
-        big = {"name": "big", "endpoints": endpoints}
+        big = {"name": "big", "endpoints": [of(first, n) for n in range(most - own)]}
         return two(big, exempt=networks, stamp={"destinations": [*networks[:9_999], "127.0.0.0/8"]})
 
     for first in (0, 100):

@@ -65,11 +65,13 @@ class Storm:
 
 
 class Requests:
-    """Sends one request on each of many established connections, spread over the block. All must be reset, at
-    both ends: `leaked` are those that were not."""
+    """Sends one request on each of many established connections, with a pause after each. All must be reset, at
+    both ends: `leaked` are those that were not. With `progress`, which tells how much of the block is over, 0 to 1,
+    they last as long as that."""
 
-    def __init__(self, pairs, pause):
-        self._pairs, self._pause, self.leaked, self.sent = list(pairs), pause, [], 0
+    def __init__(self, pairs, pause, progress=lambda: 1):
+        self._pairs, self._pause, self._progress = list(pairs), pause, progress
+        self.leaked, self.sent = [], 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -78,7 +80,10 @@ class Requests:
         return self
 
     def _run(self):
+        count = len(self._pairs)
         while self._pairs and not self._done.wait(self._pause):
+            if self.sent > self._progress() * count:
+                continue
             client, server = self._pairs.pop()
             self.sent += 1
             client.sendall(GET)
