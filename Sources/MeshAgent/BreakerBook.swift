@@ -57,8 +57,11 @@ struct BreakerBook {
     private var failureClasses: [UInt32] = []
     private var slotOfService = [Int32](repeating: -1, count: Int(MESH_MAX_SERVICES))
     private(set) var share: BreakerOpenShare
+    /// When each breaker next has something to do by itself.
+    private var deadlines = DeadlineQueue()
+
     /// The earliest time at which some breaker has something to do by itself; `.max` if none has.
-    private(set) var nextDeadline = UInt64.max
+    var nextDeadline: UInt64 { deadlines.next }
 
     init(share: Double) {
         self.share = BreakerOpenShare(breakers: 0, share: share)
@@ -104,8 +107,7 @@ struct BreakerBook {
         }
         share = BreakerOpenShare(
             breakers: slots.count { $0.breaker.policy.mode != .off }, share: newShare)
-        for slot in slots { share.update(from: false, to: slot.breaker.holdsOpen) }
-        recomputeDeadline()
+        for index in slots.indices { afterChange(of: index, heldOpen: false) }
         return changes
     }
 
@@ -135,6 +137,7 @@ struct BreakerBook {
         failureClasses.append(policy.failureStatuses.classMask)
         dirty.append()
         unsaved.append(isMarked: false)
+        deadlines.append()
         guard let known = remembered.removeValue(forKey: service) else {
             slots.append(
                 Slot(service: service, breaker: Breaker(policy: policy, seed: UInt64(service), at: now)))
@@ -255,7 +258,7 @@ struct BreakerBook {
         let mayOpen = share.mayOpen
         willChange(index)
         // Reached through a pointer, because Swift would copy so large a value, and write it back.
-        let (change, holds, deadline) = slots.withUnsafeMutableBufferPointer { slots in
+        let (change, holds, next) = slots.withUnsafeMutableBufferPointer { slots in
             let slot = slots.baseAddress! + index
             let held = slot.pointee.breaker.holdsOpen
             if sample.flags.isDisjoint(with: [.probe, .wouldReject]) {
@@ -267,7 +270,7 @@ struct BreakerBook {
             }
             guard let outcome = sample.breakerOutcome(slot.pointee.breaker.policy) else {
                 let none = Change(slot: index, transitions: [], isSettled: true, isUrgent: false)
-                return (none, (held, held), UInt64.max)
+                return (none, (held, held), slot.pointee.breaker.nextDeadline)
             }
             let transitions = slot.pointee.breaker.record(outcome, at: sample.time, mayOpen: mayOpen)
             let alert = slot.pointee.breaker.alert
@@ -278,11 +281,11 @@ struct BreakerBook {
                 Change(
                     slot: index, transitions: transitions, isSettled: isSettled,
                     isUrgent: outcome.failure || outcome.slow || alert),
-                (held, slot.pointee.breaker.holdsOpen), slot.pointee.breaker.nextDeadline ?? .max
+                (held, slot.pointee.breaker.holdsOpen), slot.pointee.breaker.nextDeadline
             )
         }
         share.update(from: holds.0, to: holds.1)
-        nextDeadline = min(nextDeadline, deadline)
+        deadlines.set(index, next ?? .max)
         return change
     }
 
@@ -306,18 +309,13 @@ struct BreakerBook {
         return slots.withUnsafeBufferPointer { sample.isFailure($0[slot].breaker.policy.failureStatuses) }
     }
 
-    /// Makes the moves whose time has come.
-    mutating func tick(_ now: UInt64) -> [(slot: Int, transitions: [BreakerTransition])] {
-        guard now >= nextDeadline else { return [] }
+    /// Makes the moves whose time has come, the earliest breaker first.
+    /// - Parameter limit: Of how many breakers at most.
+    mutating func tick(_ now: UInt64, limit: Int = .max) -> [(slot: Int, transitions: [BreakerTransition])] {
         var changes: [(slot: Int, transitions: [BreakerTransition])] = []
-        for index in slots.indices {
-            guard let deadline = slots[index].breaker.nextDeadline, deadline <= now else { continue }
-            let before = slots[index].breaker.holdsOpen
-            willChange(index)
-            changes.append((index, slots[index].breaker.tick(now)))
-            share.update(from: before, to: slots[index].breaker.holdsOpen)
+        while changes.count < limit, let index = deadlines.due(at: now) {
+            changes.append((index, refresh(index, at: now)))
         }
-        recomputeDeadline()
         return changes
     }
 
@@ -369,10 +367,6 @@ struct BreakerBook {
 
     private mutating func afterChange(of index: Int, heldOpen before: Bool) {
         share.update(from: before, to: slots[index].breaker.holdsOpen)
-        if let deadline = slots[index].breaker.nextDeadline { nextDeadline = min(nextDeadline, deadline) }
-    }
-
-    private mutating func recomputeDeadline() {
-        nextDeadline = slots.reduce(.max) { min($0, $1.breaker.nextDeadline ?? .max) }
+        deadlines.set(index, slots[index].breaker.nextDeadline ?? .max)
     }
 }

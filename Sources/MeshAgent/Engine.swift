@@ -36,6 +36,8 @@ final class Engine {
     }
     /// Records counted in one go before breakers are shown what has come since.
     private static let recordsPerLook = 256
+    /// Breakers whose time has come that are moved on before the others are shown what has come since.
+    private static let deadlinesPerLook = 64
 
     /// How often is looked whether all is attached as it was; and how old the last look may be when somebody
     /// asks whether the agent is ready.
@@ -402,8 +404,12 @@ final class Engine {
             lastSweep = now
             if intake.sweep(at: now) { journal?.rewrite() }
         }
-        if now >= intake.breakers.nextDeadline {
-            for (slot, transitions) in intake.breakers.tick(now) { settle(slot, transitions, sample: nil) }
+        // Where thousands are due at once, what samples decide does not wait for all of them.
+        while now >= intake.breakers.nextDeadline {
+            for (slot, transitions) in intake.breakers.tick(now, limit: Engine.deadlinesPerLook) {
+                settle(slot, transitions, sample: nil)
+            }
+            decideAll()
         }
         // Once for all that a wait has left: the more, the less each costs.
         if !more && now >= lastFullCommit + Engine.commitInterval {

@@ -162,3 +162,27 @@ private func request(_ service: UInt32, status: UInt16 = 200, flags: Sample.Flag
     #expect(changes[0].transitions.map(\.to) == [.halfOpen])
     #expect(book.nextDeadline == .max)
 }
+
+@Test func deadlinesComeInTheirOrderAndSoManyAtATime() {
+    var book = BreakerBook(share: 1)
+    _ = book.configure((0..<5).map { (UInt32($0), policy()) }, share: 1, at: second)
+    let opened: [UInt32] = [3, 0, 4, 1, 2]
+    for (order, service) in opened.enumerated() {
+        let time = second * UInt64(order + 1)
+        for _ in 0..<3 { _ = book.record(request(service, status: 500, at: time)) }
+    }
+    // The second one is forced open, and its override ends first of all.
+    let until = book.nextDeadline - 1
+    _ = book.force(
+        0, BreakerOverride(forced: .open, actor: "a", reason: "r", since: second * 5, expiresAt: until),
+        at: second * 5)
+    #expect(book.nextDeadline == until)
+    let last = book.slots[2].breaker.openDeadline ?? 0
+    let first = book.tick(last, limit: 2)
+    #expect(first.map(\.slot) == [0, 3])
+    // What it was open for anyway goes on after the override; both are past.
+    #expect(first[0].transitions.map(\.reason) == [.deadline])
+    let rest = book.tick(last)
+    #expect(rest.map(\.slot) == [4, 1, 2])
+    #expect(book.nextDeadline == .max)
+}
