@@ -149,16 +149,12 @@ extension Engine {
                 "discovery_limit": .integer(configuration.limits.maxDiscoveredServices),
                 "over_limit_connections": .integer(counters[.overCap]),
             ],
-            "breakers": [
-                "enforce": .integer(states.count { $0.policy.mode == .enforce }),
-                "observe": .integer(states.count { $0.policy.mode == .observe }),
-                "open": .integer(states.count { $0.state == .open }),
-                "half_open": .integer(states.count { $0.state == .halfOpen }),
-                "overridden": .integer(states.count { $0.override != nil }),
-                "open_limit": .integer(breakers.share.limit),
-                "held_closed": .integer(states.count { $0.heldClosed }),
-                "unenforced_requests": .integer(counters[.unenforced]),
-            ],
+            "breakers": .object(
+                states.counts + [
+                    ("open_limit", .integer(breakers.share.limit)),
+                    ("held_closed", .integer(states.count { $0.heldClosed })),
+                    ("unenforced_requests", .integer(counters[.unenforced])),
+                ]),
             "connections_active": .integer(traffic.connections.active),
             "samples": [
                 "received": .integer(samplesReceived),

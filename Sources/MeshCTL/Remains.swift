@@ -255,14 +255,8 @@ struct Remains: ~Copyable {
             "services": [
                 "configured": .integer(breakers.configured), "discovered": .integer(breakers.discovered),
             ],
-            "breakers": [
-                "enforce": .integer(states.count { $0.policy.mode == .enforce }),
-                "observe": .integer(states.count { $0.policy.mode == .observe }),
-                "open": .integer(states.count { $0.state == .open }),
-                "half_open": .integer(states.count { $0.state == .halfOpen }),
-                "overridden": .integer(states.count { $0.override != nil }),
-                "rejecting": .integer(ids.count { breakers.rejects($0, at: now) }),
-            ],
+            "breakers": .object(
+                states.counts + [("rejecting", .integer(ids.count { breakers.rejects($0, at: now) }))]),
             "overrides": .array(
                 zip(ids, states).compactMap { id, breaker in
                     guard let override = breaker.override,

@@ -76,6 +76,19 @@ extension BreakerOverride {
     }
 }
 
+extension [Breaker] {
+    /// How many there are of each kind, as the status has it.
+    public var counts: [(key: String, value: JSONValue)] {
+        [
+            ("enforce", .integer(count { $0.policy.mode == .enforce })),
+            ("observe", .integer(count { $0.policy.mode == .observe })),
+            ("open", .integer(count { $0.state == .open })),
+            ("half_open", .integer(count { $0.state == .halfOpen })),
+            ("overridden", .integer(count { $0.override != nil })),
+        ]
+    }
+}
+
 extension BreakerAttempts.Point {
     fileprivate var json: JSONValue {
         [
