@@ -6,28 +6,11 @@ import CMeshSystem
 import Glibc
 import MeshCore
 import MeshSystem
-import Synchronization
 
 /// Tries connects that have to be refused.
-final class Canary: Sendable {
-    /// A canary that is being made by a thread of its own.
-    final class Coming: Sendable {
-        private let result = Mutex<Result<Canary, SystemError>?>(nil)
-
-        /// Begins to make one.
-        init(cgroup: String, isInside: Bool) throws(SystemError) {
-            _ = try Thread.spawn(name: "canary") { [self] in
-                let made = Result { () throws(SystemError) in try Canary(cgroup: cgroup, isInside: isInside) }
-                result.withLock { $0 = made }
-            }
-        }
-
-        /// What came of it; nil as long as it is being made.
-        var made: Result<Canary, SystemError>? { result.withLock { $0 } }
-    }
-
+final class Canary {
     /// A refused connect of one family.
-    private final class Try: Sendable {
+    private final class Try {
         let hook: String
         let socket: FileDescriptor
 
@@ -46,8 +29,7 @@ final class Canary: Sendable {
     private let tries: [Try]
 
     /// Makes the sockets. Which programs run is decided by the cgroup that a socket was made in, so they are
-    /// made in the one that the programs are attached to, and used from wherever the agent is. That takes up to a
-    /// second where the cgroup is frozen.
+    /// made in the one that the programs are attached to, and used from wherever the agent is.
     /// - Parameters:
     ///   - cgroup: Its directory.
     ///   - isInside: Whether the agent itself is in it, or in one below.

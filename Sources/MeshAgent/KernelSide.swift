@@ -92,8 +92,6 @@ final class KernelSide: CgroupTree {
     private var cgroupID: UInt64 = 0
     private var cgroupTrouble: String?
     private var canary: Canary?
-    /// The one that a look at the cgroup has asked for, until it is there.
-    private var comingCanary: Canary.Coming?
     /// Why there is no canary, and why it could not be tried; nil if there is one, and if it could.
     private var canaryError: SystemError?
     private var tryError: SystemError?
@@ -301,21 +299,9 @@ final class KernelSide: CgroupTree {
 
     // MARK: - Attaching
 
-    /// Attaches the cgroup programs, in the place of an earlier agent's, and makes the canary: at the start at once,
-    /// while it may make processes there that begin in the cgroup.
+    /// Attaches the cgroup programs, in the place of an earlier agent's.
     func attach() throws(SystemError) {
-        try attachToCgroup()
-        do throws(SystemError) {
-            canary = try Canary(cgroup: cgroupDirectory, isInside: isInside)
-        } catch {
-            canaryError = error
-        }
-    }
-
-    private var cgroupDirectory: String { KernelSide.full(cgroupPath, root: cgroupRoot) }
-
-    private func attachToCgroup() throws(SystemError) {
-        let path = cgroupDirectory
+        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
         let id = try KernelSide.cgroupID(path)
         // Those of a cgroup that is gone.
         while let link = cgroupLinks.popLast() { link.remove() }
@@ -328,15 +314,11 @@ final class KernelSide: CgroupTree {
             StartStep.reached(CgroupHook.all[index].program)
         }
         cgroupID = id
-    }
-
-    /// Has a canary made for a cgroup that was made anew: decisions do not wait for one that is frozen.
-    private func renewCanary() {
-        (canary, canaryError) = (nil, nil)
         do throws(SystemError) {
-            comingCanary = try Canary.Coming(cgroup: cgroupDirectory, isInside: isInside)
+            canary = try Canary(cgroup: path, isInside: isInside)
+            canaryError = nil
         } catch {
-            canaryError = error
+            (canary, canaryError) = (nil, error)
         }
     }
 
@@ -437,11 +419,6 @@ final class KernelSide: CgroupTree {
     private func checkCanary() -> Fault? {
         isProven = false
         tryError = nil
-        switch comingCanary?.made {
-        case .success(let made): (canary, comingCanary) = (made, nil)
-        case .failure(let error): (canaryError, comingCanary) = (error, nil)
-        case .none: break
-        }
         // Hooks that are not attached are told of already.
         guard let canary, !hooks.contains(where: { !$0.isAttached }) else { return nil }
         func look() throws(SystemError) -> (hook: String, fault: String)? {
@@ -489,16 +466,16 @@ final class KernelSide: CgroupTree {
             Fault(part: .cgroup, what: what, place: "cgroup \(cgroupPath)", fault: fault, error: error)
         }
         cgroupTrouble = nil
+        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
         do throws(SystemError) {
             // A cgroup of the same path is another one, if somebody removed it and made it anew.
-            guard try KernelSide.cgroupID(cgroupDirectory) != cgroupID else {
+            guard try KernelSide.cgroupID(path) != cgroupID else {
                 return zip(cgroupPrograms, cgroupLinks).compactMap { hook, link in
                     between()
                     return link.check().map { fault(hook.name, $0.fault, $0.error) }
                 }
             }
-            try attachToCgroup()
-            renewCanary()
+            try attach()
             return [fault("all hooks", "the cgroup was removed and made anew", nil)]
         } catch {
             cgroupTrouble = "the cgroup was removed; \(error.description)"
