@@ -91,6 +91,15 @@ public struct BPFLink: ~Copyable, Sendable {
         if let pin { unlink(pin) }
     }
 
+    /// Removes the pin of one that was attached to something that is gone, and so is detached already. Closed
+    /// before that, it is the kernel's to free in its own time; to detach it would wait for the same lock as
+    /// attaching does.
+    public consuming func discard() {
+        let pin = self.pin
+        _ = consume self
+        if let pin { unlink(pin) }
+    }
+
     // MARK: Attaching
 
     /// Attaches a program to a cgroup2 directory and all below it, beside what others attached there.

@@ -144,7 +144,7 @@ private func start(_ options: AgentOptions, _ configuration: Configuration, _ lo
         try serve(options, configuration, log, signals, kernel, control, metrics, address)
     } catch {
         // What an earlier agent enforced goes on; what this one began does not.
-        if kernel.isTakeover { kernel.keep() } else { kernel.detach() }
+        if kernel.isTakeover { kernel.attachments.keep() } else { kernel.attachments.detach() }
         throw error
     }
 }
@@ -202,8 +202,7 @@ private func serve(
         return (server, service)
     }
     let engine = try Engine(
-        options: options, configuration: configuration, kernel: kernel, links: LinkMonitor(),
-        signals: signals,
+        options: options, configuration: configuration, kernel: kernel, signals: signals,
         shared: shared, commands: commands, log: log)
     defer {
         server.stop()

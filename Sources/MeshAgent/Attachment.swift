@@ -77,6 +77,11 @@ final class Attachment {
         if let link = link.take() { link.remove() }
     }
 
+    /// Lets go of it: what it was attached to is gone.
+    func discard() {
+        if let link = link.take() { link.discard() }
+    }
+
     /// Attaches it anew, so that it runs after what others attached since.
     func renew() throws(SystemError) {
         remove()
@@ -172,6 +177,14 @@ final class InterfaceAttachment {
 
     func remove() {
         for link in links { link.remove() }
+        filter = nil
+        for mark in marks { rmdir(mark) }
+    }
+
+    /// Lets go of it: the interface is gone, and its filters with it.
+    func discard() {
+        for link in links { link.discard() }
+        keep()
         filter = nil
         for mark in marks { rmdir(mark) }
     }

@@ -33,7 +33,7 @@ func metricsRouter(_ shared: SharedState) -> HTTPRouter<HTTPHandler> {
         guard shared.isReady && shared.isAlive else {
             return .respond(.text("not ready", status: 503))
         }
-        shared.mailbox.post(.ask(exchange) { engine, _ in engine.readiness() })
+        shared.mailbox.post(.ask(exchange) { engine, exchange in engine.readiness(exchange) })
         return .deferred
     }
     return router
@@ -118,7 +118,7 @@ extension Engine {
             "privileges": privileges(),
             "cgroup": .string(kernel.cgroupPath),
             "hooks": .array(
-                kernel.hooks.map { hook in
+                attached.hooks.map { hook in
                     [
                         "name": .string(hook.name), "where": .string(hook.place),
                         "attached": .bool(hook.isAttached),
@@ -126,18 +126,19 @@ extension Engine {
                     ]
                 }),
             "interfaces": .array(
-                kernel.interfaces.map { ["name": .string($0.name), "mode": .string($0.mode.rawValue)] }),
+                attached.interfaces.map { ["name": .string($0.name), "mode": .string($0.mode.rawValue)] }),
             "pins": [
                 "directory": kernel.pins.map { .string($0.path) } ?? .null,
-                "error": kernel.pinError.map { .string($0.description) } ?? .null,
+                "error": attached.pinError.map { .string($0.description) } ?? .null,
                 "takeover": .bool(kernel.isTakeover),
             ],
             "enforcement": [
-                "checks": .integer(faults.checks), "faults": .integer(faults.found.reduce(0, +)),
-                "repairs": .integer(faults.repaired.reduce(0, +)),
-                "broken": .array(faults.broken.map { json($0) }),
-                "proven": .bool(kernel.isProven),
-                "unproven_reason": kernel.unprovenReason.map { .string($0.description) } ?? .null,
+                "checks": .integer(attached.faults.checks),
+                "faults": .integer(attached.faults.found.reduce(0, +)),
+                "repairs": .integer(attached.faults.repaired.reduce(0, +)),
+                "broken": .array(attached.faults.broken.map { json($0) }),
+                "proven": .bool(attached.isProven),
+                "unproven_reason": attached.unprovenReason.map { .string($0.description) } ?? .null,
             ],
             "lease": [
                 "seconds": .seconds(configuration.breakers.lease), "age_seconds": .seconds(age),

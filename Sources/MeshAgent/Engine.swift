@@ -39,10 +39,6 @@ final class Engine {
     /// Breakers whose time has come that are moved on before the others are shown what has come since.
     private static let deadlinesPerLook = 64
 
-    /// How often is looked whether all is attached as it was; and how old the last look may be when somebody
-    /// asks whether the agent is ready.
-    private static let checkIntervals: (usual: UInt64, asked: UInt64) = (5_000_000_000, 1_000_000_000)
-
     /// How often series of workloads that are long gone are looked for: a minute.
     private static let sweepInterval: UInt64 = 60_000_000_000
 
@@ -50,7 +46,6 @@ final class Engine {
         case ring = 1
         case signals
         case mailbox
-        case links
         /// Process exits carry this and the process ID in the lower half.
         case process = 0x1_0000_0000
     }
@@ -68,7 +63,6 @@ final class Engine {
     private let renderer: Renderer
     private var poller: Poller
     private let signals: SignalDescriptor
-    private var links: LinkMonitor
 
     private var intake: Intake
     private(set) var history = History()
@@ -91,11 +85,10 @@ final class Engine {
     /// What the thread had used at the last heartbeat.
     private var cpuTime: UInt64 = 0
     private var lastSweep = MonotonicClock.now()
-    private var lastCheck = MonotonicClock.now()
-    /// What was found missing of what enforces.
-    private(set) var faults = FaultBook()
-    /// Why it cannot be tried out, as the log was told.
-    private var unprovenReason: SystemError?
+    /// Looks after what is attached, on a thread of its own; nil while the agent starts.
+    private var caretaker: Caretaker?
+    /// What is attached, as it last reported.
+    private(set) var attached = AttachmentReport()
     /// Those that the log has told of.
     private var refusedCalls: UInt64 = 0
     /// The state for the next agent; nil if nothing outlives this one.
@@ -126,7 +119,6 @@ final class Engine {
 
     init(
         options: AgentOptions, configuration: Configuration, kernel: KernelSide,
-        links: consuming LinkMonitor,
         signals: consuming SignalDescriptor, shared: SharedState, commands: ControlServer, log: Log
     ) throws(SystemError) {
         self.options = options
@@ -135,7 +127,6 @@ final class Engine {
         self.shared = shared
         self.commands = commands
         self.signals = signals
-        self.links = links
         startedAt = .now()
         configurationLoaded = startedAt
         startedMonotonic = MonotonicClock.now()
@@ -151,7 +142,6 @@ final class Engine {
             self.kernel.ringDescriptor, token: Token.ring.rawValue, [.readable, .edgeTriggered])
         try poller.add(self.signals.descriptor, token: Token.signals.rawValue, .readable)
         try poller.add(shared.mailbox.descriptor, token: Token.mailbox.rawValue, .readable)
-        try poller.add(self.links.descriptor, token: Token.links.rawValue, .readable)
     }
 
     // MARK: - The loop
@@ -162,16 +152,19 @@ final class Engine {
         let state = openState()
         if kernel.isTakeover { try restore(state) }
         try apply(configuration)
+        let attachments = kernel.attachments
+        attachments.follow(configuration.interfaces)
+        while attachments.step(tellingOf: log) != nil {}
         StartStep.reached("leased")
-        try kernel.attach()
+        try attachments.attachToCgroup()
         try finishReplacing()
         StartStep.reached("layout-changed")
-        for failure in kernel.sweep() {
+        for failure in attachments.sweep() {
             log.write(
                 .warning, "something of an earlier agent is left", ["error": .string(failure.description)])
         }
         StartStep.reached("swept")
-        if let error = kernel.pinError {
+        if let error = attachments.pinError {
             log.write(
                 .warning, "what is enforced ends with the agent: it cannot be pinned",
                 ["error": .string(error.description)])
@@ -184,7 +177,12 @@ final class Engine {
         confine()
         // Whoever is killed from here on has left who is who.
         commit(MonotonicClock.now())
-        check(MonotonicClock.now())
+        attachments.look(tellingOf: log)
+        attached = attachments.report
+        let mailbox = shared.mailbox
+        let caretaker = try Caretaker(attachments, log: log) { mailbox.post(.attached($0)) }
+        self.caretaker = caretaker
+        defer { caretaker.end() }
         shared.setReady(true)
         ServiceManager.tell(.ready)
         StartStep.reached("ready")
@@ -194,7 +192,7 @@ final class Engine {
                 "takeover": .bool(kernel.isTakeover), "pins": kernel.pins.map { .string($0.path) } ?? .null,
                 "cgroup": .string(kernel.cgroupPath), "listen": .string(shared.listenAddress),
                 "control": .string(options.control), "services": .integer(services.configuredCount),
-                "interfaces": .integer(kernel.interfaces.count),
+                "interfaces": .integer(attached.interfaces.count),
             ])
         // What parsing and loading took is not needed again.
         Heap.trim()
@@ -224,18 +222,22 @@ final class Engine {
         }
         ServiceManager.tell(.stopping)
         shared.setReady(false)
+        caretaker.end()
         if options.keep {
             // What was unpinned since the last look would end with this process.
-            check(MonotonicClock.now())
+            attachments.look(tellingOf: log) {
+                decideAll()
+                return true
+            }
             kernel.setNextLook(at: 0)
             kernel.setFlowsWanted(false)
             drainAll()
             heartbeat(MonotonicClock.now())
             commit(MonotonicClock.now())
-            kernel.keep()
+            attachments.keep()
         } else {
             journal?.remove()
-            kernel.detach()
+            attachments.detach()
         }
         tellRefusedCalls()
         log.write(
@@ -399,7 +401,6 @@ final class Engine {
             dropGoneFollowers()
             lookAtFiles()
         }
-        if now >= lastCheck + Engine.checkIntervals.usual { check(now) }
         if now >= lastSweep + Engine.sweepInterval {
             lastSweep = now
             if intake.sweep(at: now) { journal?.rewrite() }
@@ -431,10 +432,9 @@ final class Engine {
                     isRendering = false
                     render()
                 case .loaded(let result): loaded(result)
+                case .attached(let report): attached = report
                 }
             }
-        case Token.links.rawValue:
-            followLinks()
         case let token where token >= Token.process.rawValue:
             let pid = UInt32(truncatingIfNeeded: token)
             if bindings.unbind(pid: pid) {
@@ -455,66 +455,11 @@ final class Engine {
         }
     }
 
-    private func followLinks() {
-        do {
-            for event in try links.events() { linkChanged(event) }
-        } catch {
-            log.write(.error, "cannot follow network interfaces", ["error": .string(error.description)])
-        }
-    }
-
-    private func linkChanged(_ event: LinkEvent) {
-        guard let done = kernel.linkChanged(event, wanted: configuration.interfaces) else { return }
-        if let error = done.error {
-            log.write(
-                .warning, done.message, ["interface": .string(done.interface), "error": .string(error)])
-        } else {
-            log.write(.info, done.message, ["interface": .string(done.interface)])
-        }
-    }
-
-    // MARK: - Proof
-
-    /// Looks whether what enforces is there and is the agent's own, mends what is not, and tells of it.
-    private func check(_ now: UInt64) {
-        lastCheck = now
-        // An interface that went is no fault.
-        followLinks()
-        // Each look may wait for locks of the kernel that others hold: decisions do not wait for all of them.
-        for news in faults.note(kernel.check(between: { decideAll() })) {
-            switch news {
-            case .repaired(let fault):
-                tell(.warning, "something of what enforces was missing, and was repaired", fault)
-            case .broken(let fault):
-                tell(.error, "something of what enforces is missing, and cannot be repaired", fault)
-            case .over(let fault):
-                tell(.info, "what was missing of what enforces is missing no longer", fault)
-            }
-        }
-        if let error = kernel.unprovenReason, error != unprovenReason {
-            log.write(
-                .info, "that connects are refused cannot be tried, and so is not proven",
-                ["error": .string(error.description)])
-        }
-        unprovenReason = kernel.unprovenReason
-    }
-
-    private func tell(_ level: LogLevel, _ message: String, _ fault: Fault) {
-        log.write(
-            level, message,
-            [
-                "part": .string(fault.part.rawValue), "what": .string(fault.what),
-                "where": .string(fault.place), "fault": .string(fault.fault),
-                "error": fault.error.map { .string($0.description) } ?? .null,
-            ])
-    }
-
-    /// Whether the agent enforces what it should, looked at now or a moment ago.
-    func readiness() -> HTTPReply {
-        let now = MonotonicClock.now()
-        if now >= lastCheck + Engine.checkIntervals.asked { check(now) }
-        if let reason = faults.reason { return .respond(.text("not ready: \(reason)", status: 503)) }
-        return .respond(.text("ready"))
+    /// Leaves the question whether the agent enforces what it should with the caretaker.
+    func readiness(_ exchange: HTTPExchange) -> HTTPReply {
+        guard let caretaker else { return .respond(.text("not ready", status: 503)) }
+        caretaker.answer(exchange)
+        return .deferred
     }
 
     // MARK: - Samples
@@ -1016,7 +961,7 @@ final class Engine {
         }
         configuration = fresh
         heartbeat(MonotonicClock.now())
-        for link in links.links { linkChanged(.changed(link)) }
+        caretaker?.follow(fresh.interfaces)
     }
 
     /// Names keep their IDs, and nothing that is still wanted is taken away in between.

@@ -33,15 +33,15 @@ extension Engine {
         snapshot.overDiscoveryLimit = counters[.overCap]
         snapshot.logLinesDropped = log.linesDropped
         snapshot.isControlListening = commands.isListening
-        snapshot.checks = faults.checks
+        snapshot.checks = attached.faults.checks
         snapshot.faults = Fault.Part.allCases.enumerated().map { index, part in
             (
-                part.rawValue, faults.found[index], faults.repaired[index],
-                UInt64(faults.broken.count { $0.part == part })
+                part.rawValue, attached.faults.found[index], attached.faults.repaired[index],
+                UInt64(attached.faults.broken.count { $0.part == part })
             )
         }
-        snapshot.isProven = kernel.isProven
-        snapshot.isPinned = kernel.pinError == nil
+        snapshot.isProven = attached.isProven
+        snapshot.isPinned = attached.pinError == nil
         if let journal {
             snapshot.state.isKept = journal.error == nil
             snapshot.state.commits = journal.commits

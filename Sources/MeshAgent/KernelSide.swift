@@ -1,5 +1,5 @@
-// The kernel half as the engine sees it: loaded programs, where they are attached, and the maps, each
-// with the one way in which the agent writes or reads it.
+// The kernel half as the engine sees it: loaded programs, and the maps, each with the one way in which the
+// agent writes or reads it. Where programs are attached: Attachments.swift.
 import BPFRuntime
 import CMeshABI
 import CMeshSystem
@@ -7,20 +7,6 @@ import Glibc
 import MeshCore
 import MeshMaps
 import MeshSystem
-
-/// A hook and whether its program is attached, for `meshctl status`.
-struct KernelHook {
-    let name: String
-    let place: String
-    let isAttached: Bool
-    let detail: String
-}
-
-/// How a program sits on an interface.
-enum InterfaceMode: String {
-    case tcx
-    case clsact
-}
 
 /// What the kernel counted, summed over its CPUs.
 struct KernelCounters {
@@ -71,38 +57,14 @@ final class KernelSide: CgroupTree {
     private let cgroupIterator: BPFProgram
     /// Where everything is pinned that outlives the agent; nil if it cannot be.
     let pins: PinDirectory?
-    /// Why something is not pinned; nil if all is.
-    private(set) var pinError: SystemError?
     /// Whether the maps, or what is in them, are those of an earlier agent.
     let isTakeover: Bool
     /// The maps of another layout that this agent has replaced, until their programs have ended.
     private(set) var replaced: ReplacedMaps?
     /// Of those, the ones of which nothing could be kept.
     private(set) var notKept: [String] = []
-    /// The maps and programs that are pinned; nil if nothing could be.
-    private let pinSet: PinSet?
-    /// The pins and marks that this agent wants, so that the others can go; nil once they went.
-    private var wantedLinks: Set<String>? = []
-    private let netns = NetworkNamespace.current
-    private let filterHandle: UInt32
-    private let tcIngress: LoadedProgram
-    private let tcEgress: LoadedProgram
-    private let cgroupPrograms: [(name: String, program: LoadedProgram)]
-    /// The cgroup that they are attached to, and why they are not, if that is so.
-    private var cgroupID: UInt64 = 0
-    private var cgroupTrouble: String?
-    private var canary: Canary?
-    /// Why there is no canary, and why it could not be tried; nil if there is one, and if it could.
-    private var canaryError: SystemError?
-    private var tryError: SystemError?
-    /// Why nothing is proven; nil if something is, or could be.
-    var unprovenReason: SystemError? { canaryError ?? tryError }
-    /// Whether the last look found that the canary was refused.
-    private(set) var isProven = false
-    private var isCanaryKnownBroken = false
-    private var cgroupLinks: [Attachment] = []
-    private var attachments: [Int32: InterfaceAttachment] = [:]
-    private let forceClsact: Bool
+    /// The programs at the cgroup and on interfaces, and all that is pinned.
+    let attachments: Attachments
 
     /// What is in the endpoint maps now, to write only differences.
     private var writtenEndpoints: [Endpoint: UInt32] = [:]
@@ -130,14 +92,11 @@ final class KernelSide: CgroupTree {
     /// Loads the programs, with the maps that an earlier agent left if they are of this layout, else with
     /// fresh ones. Nothing is attached.
     init(configuration: Configuration, instance: Instance) throws(SystemError) {
-        forceClsact = getenv("MESH_AGENT_FORCE_CLSACT") != nil
-        filterHandle = instance.filterHandle
         let root = try Mount.cgroup2()
         cgroupRoot = root
         cgroupPath = KernelSide.normalized(configuration.cgroup, root: root)
         var loaded = try KernelSide.load(PinDirectory(instance))
         pins = loaded.pins
-        pinError = loaded.error
         let old = loaded.pins.flatMap { pins in
             loaded.isTakeover ? nil : try? ReplacedMaps(in: pins.mapDirectory)
         }
@@ -161,13 +120,13 @@ final class KernelSide: CgroupTree {
         connectionsMap = try loaded.map(named: "connections")
         connectionIterator = try loaded.program(named: "mesh_connections")
         cgroupIterator = try loaded.program(named: "mesh_cgroup")
-        tcIngress = try LoadedProgram(loaded.program(named: "mesh_tc_ingress"))
-        tcEgress = try LoadedProgram(loaded.program(named: "mesh_tc_egress"))
+        let tcIngress = try LoadedProgram(loaded.program(named: "mesh_tc_ingress"))
+        let tcEgress = try LoadedProgram(loaded.program(named: "mesh_tc_egress"))
         var programs: [(name: String, program: LoadedProgram)] = []
         for hook in CgroupHook.all {
             programs.append((hook.name, try LoadedProgram(loaded.program(named: hook.program))))
         }
-        cgroupPrograms = programs
+        var pinSet: PinSet?
         if let pins, let lock = loaded.lock.take() {
             let set = PinSet(pins, lock: lock)
             for map in PinDirectory.maps { try set.add(loaded.map(named: map)) }
@@ -175,9 +134,12 @@ final class KernelSide: CgroupTree {
             try set.add(cgroupIterator)
             for program in [tcIngress, tcEgress] + programs.map(\.program) { try set.add(program.program) }
             pinSet = set
-        } else {
-            pinSet = nil
         }
+        attachments = try Attachments(
+            cgroup: (path: cgroupPath, directory: KernelSide.full(cgroupPath, root: root)),
+            programs: (cgroup: programs, ingress: tcIngress, egress: tcEgress),
+            breakers: loaded.map(named: "breakers"), attempts: loaded.map(named: "attempts"),
+            pins: pins, pinSet: pinSet, pinError: loaded.error, filterHandle: instance.filterHandle)
         let control = self.control.element(0, as: mesh_control.self)
         control.pointee.agent_tgid = UInt32(getpid())
         if !loaded.isTakeover {
@@ -295,303 +257,6 @@ final class KernelSide: CgroupTree {
         if path == root || path.hasPrefix(root + "/") { path.removeFirst(root.count) }
         let parts = path.split(separator: "/")
         return "/" + parts.joined(separator: "/")
-    }
-
-    // MARK: - Attaching
-
-    /// Attaches the cgroup programs, in the place of an earlier agent's.
-    func attach() throws(SystemError) {
-        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
-        let id = try KernelSide.cgroupID(path)
-        // Those of a cgroup that is gone.
-        while let link = cgroupLinks.popLast() { link.remove() }
-        for (index, hook) in cgroupPrograms.enumerated() {
-            cgroupLinks.append(
-                try attach(hook.program, at: PinPlace(cgroup: id), target: id) {
-                    program throws(SystemError) in
-                    try BPFLink.cgroup(program, path: path)
-                })
-            StartStep.reached(CgroupHook.all[index].program)
-        }
-        cgroupID = id
-        do throws(SystemError) {
-            canary = try Canary(cgroup: path, isInside: isInside)
-            canaryError = nil
-        } catch {
-            (canary, canaryError) = (nil, error)
-        }
-    }
-
-    /// Whether the agent is in the cgroup that the programs are attached to.
-    private var isInside: Bool {
-        if cgroupPath == "/" { return true }
-        guard let text = try? readText("/proc/self/cgroup"),
-            let line = text.split(separator: "\n").first(where: { $0.hasPrefix("0::") })
-        else { return false }
-        return "\(line.dropFirst(3))/".hasPrefix(cgroupPath + "/")
-    }
-
-    private static func cgroupID(_ path: String) throws(SystemError) -> UInt64 {
-        var status = stat()
-        guard stat(path, &status) == 0 else { throw SystemError("look at", "the cgroup \(path)") }
-        return UInt64(status.st_ino)
-    }
-
-    /// Puts a program in the place of an earlier agent's; where there is none, attaches it.
-    private func attach(
-        _ program: LoadedProgram, at place: PinPlace, target: UInt64, make: @escaping Attachment.Make
-    ) throws(SystemError) -> Attachment {
-        let pin = pins?.link(program.program.name, place)
-        if let pin { wantedLinks?.insert(pin) }
-        let made = try Attachment(program, target: target, pin: pin, make: make)
-        pinError = pinError ?? made.pinError
-        return made
-    }
-
-    /// Removes what an earlier agent attached and this one does not want: interfaces and cgroups that are
-    /// gone, or not configured any more.
-    /// - Returns: What could not be removed.
-    func sweep() -> [SystemError] {
-        guard let pins, let wanted = wantedLinks.take() else { return [] }
-        var failures: [SystemError] = []
-        pins.removeSpare()
-        pins.removeOtherPrograms()
-        for link in pins.links where !wanted.contains(link) {
-            do throws(SystemError) { try pins.remove(link: link) } catch { failures.append(error) }
-        }
-        return failures
-    }
-
-    /// Detaches everything, what begins connections first, and removes the maps.
-    func detach() {
-        while let link = cgroupLinks.popLast() { link.remove() }
-        for attachment in attachments.values { attachment.remove() }
-        attachments = [:]
-        _ = try? pins?.removeAll()
-    }
-
-    /// Leaves everything as it is for the next agent. What is not pinned ends with this one.
-    func keep() {
-        for attachment in attachments.values where pins != nil { attachment.keep() }
-    }
-
-    /// The cgroup hooks, as last seen.
-    var hooks: [KernelHook] {
-        cgroupPrograms.enumerated().map { index, hook in
-            let isThere = index < cgroupLinks.count
-            let trouble = cgroupTrouble ?? (isThere ? cgroupLinks[index].trouble : nil)
-            return KernelHook(
-                name: hook.name, place: "cgroup \(cgroupPath)", isAttached: isThere && trouble == nil,
-                detail: trouble ?? "")
-        }
-    }
-
-    /// The interfaces that rejected requests can be reset on, as last seen.
-    var interfaces: [(name: String, mode: InterfaceMode)] {
-        attachments.values.filter { $0.trouble == nil }.map { ($0.link.name, $0.mode) }
-            .sorted { $0.name < $1.name }
-    }
-
-    // MARK: - Looking after what is attached
-
-    /// Looks whether everything is attached and pinned as it was, and mends what is not.
-    /// - Parameter between: Is called every now and then.
-    /// - Returns: What was not.
-    func check(between: () -> Void) -> [Fault] {
-        var faults = checkCgroup(between)
-        for attachment in attachments.values {
-            between()
-            guard let found = attachment.check() else { continue }
-            faults.append(
-                Fault(
-                    part: .interface, what: attachment.mode.rawValue,
-                    place: "interface \(attachment.link.name)", fault: found.fault, error: found.error))
-        }
-        between()
-        if let fault = checkPins() { faults.append(fault) }
-        between()
-        if let fault = checkCanary() { faults.append(fault) }
-        return faults
-    }
-
-    /// Tries whether a connect is refused. If somebody else's program takes that back, the agent's are attached
-    /// anew, once, to be the last to decide.
-    private func checkCanary() -> Fault? {
-        isProven = false
-        tryError = nil
-        // Hooks that are not attached are told of already.
-        guard let canary, !hooks.contains(where: { !$0.isAttached }) else { return nil }
-        func look() throws(SystemError) -> (hook: String, fault: String)? {
-            // Its ID is far from those of services, and what is mapped counts as resident: so not by mapping.
-            try canary.check { until throws(SystemError) in
-                var breaker = mesh_breaker()
-                breaker.mode = UInt8(MESH_MODE_ENFORCE.rawValue)
-                breaker.override_state = UInt8(MESH_OVERRIDE_OPEN.rawValue)
-                breaker.override_until_ns = until
-                try breakers.breakersMap.update(ServiceTable.canary, breaker)
-            } refused: { () throws(SystemError) in
-                let tally = try breakers.attemptsMap.lookup(ServiceTable.canary, as: mesh_attempts.self)
-                return tally?.count.0.1 ?? 0
-            }
-        }
-        func fault(_ found: (hook: String, fault: String), _ error: SystemError?) -> Fault {
-            Fault(
-                part: .canary, what: "canary", place: "\(found.hook) of cgroup \(cgroupPath)",
-                fault: found.fault, error: error)
-        }
-        do throws(SystemError) {
-            guard let found = try look() else {
-                isProven = true
-                isCanaryKnownBroken = false
-                return nil
-            }
-            let refusal = SystemError(
-                "refuse", "connects", errno: EPERM, reason: "attaching anew did not help",
-                hint: "see what else is attached to this cgroup and those above it: bpftool cgroup tree")
-            if isCanaryKnownBroken { return fault(found, refusal) }
-            for (hook, link) in zip(cgroupPrograms, cgroupLinks) where hook.name.hasPrefix("connect") {
-                do throws(SystemError) { try link.renew() } catch { return fault(found, error) }
-            }
-            isProven = try look() == nil
-            isCanaryKnownBroken = !isProven
-            return fault(found, isProven ? nil : refusal)
-        } catch {
-            tryError = error
-            return nil
-        }
-    }
-
-    private func checkCgroup(_ between: () -> Void) -> [Fault] {
-        func fault(_ what: String, _ fault: String, _ error: SystemError?) -> Fault {
-            Fault(part: .cgroup, what: what, place: "cgroup \(cgroupPath)", fault: fault, error: error)
-        }
-        cgroupTrouble = nil
-        let path = KernelSide.full(cgroupPath, root: cgroupRoot)
-        do throws(SystemError) {
-            // A cgroup of the same path is another one, if somebody removed it and made it anew.
-            guard try KernelSide.cgroupID(path) != cgroupID else {
-                return zip(cgroupPrograms, cgroupLinks).compactMap { hook, link in
-                    between()
-                    return link.check().map { fault(hook.name, $0.fault, $0.error) }
-                }
-            }
-            try attach()
-            return [fault("all hooks", "the cgroup was removed and made anew", nil)]
-        } catch {
-            cgroupTrouble = "the cgroup was removed; \(error.description)"
-            return [fault("all hooks", "the cgroup was removed", error)]
-        }
-    }
-
-    /// Where nothing could be pinned at the start, nothing is missed.
-    private func checkPins() -> Fault? {
-        guard let pins, let pinSet else { return nil }
-        let interfaces = attachments.values
-        let missing =
-            pinSet.missing + cgroupLinks.count(where: \.isPinMissing)
-            + interfaces.reduce(0) { $0 + $1.missingPins }
-        pinError = nil
-        if missing == 0 { return nil }
-        do throws(SystemError) {
-            try pinSet.restore()
-            for link in cgroupLinks { try link.restorePin() }
-            for attachment in interfaces { try attachment.restorePins() }
-        } catch { pinError = error }
-        return Fault(
-            part: .pin, what: "pins", place: pins.path, fault: "\(missing) are gone", error: pinError)
-    }
-
-    /// Follows an interface that came, changed or went.
-    /// - Parameter wanted: The configured names; `auto` is all.
-    /// - Returns: What was done, for the log; nil if nothing.
-    func linkChanged(_ event: LinkEvent, wanted: [String]) -> (
-        message: String, interface: String, error: String?
-    )? {
-        switch event {
-        case .removed(let link):
-            return remove(link).map { ("interface left", link.name, nil) }
-        case .added(let link), .changed(let link):
-            let isWanted = wanted.contains("auto") || wanted.contains(link.name)
-            guard isWanted else {
-                return remove(link).map { ("detached from interface", link.name, nil) }
-            }
-            if let present = attachments[link.index] {
-                present.link = link
-                return nil
-            }
-            do {
-                attachments[link.index] = try attach(to: link)
-                return ("attached to interface", link.name, nil)
-            } catch {
-                // It may be gone again already; its removal will be told.
-                if error.errno == ENODEV { return nil }
-                return ("rejected requests cannot be reset on an interface", link.name, error.description)
-            }
-        }
-    }
-
-    private func remove(_ link: Link) -> Void? {
-        attachments.removeValue(forKey: link.index).map { $0.remove() }
-    }
-
-    private func attach(to link: Link) throws(SystemError) -> InterfaceAttachment {
-        defer { StartStep.reached("interface-attached") }
-        let place = PinPlace(netns: netns, interface: link.index)
-        if !forceClsact {
-            // Only the host's end of a pod's veth sees a local client's packets come in.
-            let ways =
-                link.kind == "veth"
-                ? [(tcEgress, .egress), (tcIngress, .ingress)] : [(tcEgress, TrafficDirection.egress)]
-            var links: [Attachment] = []
-            do {
-                for (program, direction) in ways {
-                    links.append(
-                        try attach(program, at: place, target: UInt64(link.index)) {
-                            program throws(SystemError) in
-                            try BPFLink.tcx(program, interface: link.index, direction)
-                        })
-                }
-                return InterfaceAttachment(link, links: links)
-            } catch {
-                // Half an attachment is none, and its pin would outlive the interface.
-                for link in links { link.remove() }
-                guard error.errno == EINVAL else { throw error }
-            }
-        }
-        let marks = pins.map { [$0.filterMark(place), $0.qdiscMark(place)] } ?? []
-        wantedLinks?.formUnion(marks)
-        return try InterfaceAttachment(link, marks: marks) { [unowned self] owns throws(SystemError) in
-            try filter(link, marks, owns: owns)
-        }
-    }
-
-    /// Attaches with filters. The marks come before what they stand for, so that nothing is ever left without.
-    private func filter(_ link: Link, _ marks: [String], owns: Bool) throws(SystemError) -> TCFilter {
-        let isFirst = !marks.contains(where: exists)
-        var mayOwn = owns
-        if let mark = marks.first, let qdisc = marks.last {
-            mayOwn = owns || exists(qdisc)
-            do throws(SystemError) {
-                try PinDirectory.mark(mark)
-                let hasQdisc = try TCFilter.hasQdisc(interface: link.index)
-                if !mayOwn && !hasQdisc {
-                    try PinDirectory.mark(qdisc)
-                    mayOwn = true
-                }
-            } catch { pinError = pinError ?? error }
-            StartStep.reached("filter-marked")
-        }
-        do throws(SystemError) {
-            var filter = try TCFilter(interface: link.index, handle: filterHandle, madeQdisc: mayOwn)
-            try filter.attach(tcEgress.program, .egress)
-            if link.kind == "veth" { try filter.attach(tcIngress.program, .ingress) }
-            StartStep.reached("filter-attached")
-            return filter
-        } catch {
-            // Nothing is there for the marks to stand for; but an earlier agent's filters may be.
-            if isFirst || error.errno == ENODEV { for mark in marks { rmdir(mark) } }
-            throw error
-        }
     }
 
     // MARK: - Taking over

@@ -11,6 +11,8 @@ enum EngineMessage: Sendable {
     case rendered
     /// The configuration was read again.
     case loaded(Result<Configuration, ConfigurationFailure>)
+    /// What is attached, as the caretaker last saw it.
+    case attached(AttachmentReport)
 }
 
 /// State that threads share with the engine.

@@ -97,6 +97,9 @@ public struct LinkMonitor: ~Copyable {
     /// The interfaces as far as they have been told, by number.
     public var links: [Link] { known.values.sorted { $0.index < $1.index } }
 
+    /// An interface by its number, as far as has been told; nil if there is none.
+    public subscript(index: Int32) -> Link? { known[index] }
+
     /// What happened since the last call, in order. When the kernel dropped notifications, the list is
     /// read anew and the differences are told.
     public mutating func events() throws(SystemError) -> [LinkEvent] {

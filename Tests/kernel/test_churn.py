@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import struct
+import subprocess
 import threading
 import time
 
@@ -21,7 +22,16 @@ from meshtest.native import native
 from meshtest.policies import config, service
 from meshtest.storm import Requests
 from meshtest.visitor import visitor
-from meshtest.traffic import Knob, Server, connect_errno, exchange, http_server, time_to_first_byte
+from meshtest.traffic import (
+    GET,
+    Knob,
+    Server,
+    connect_errno,
+    exchange,
+    http_server,
+    time_to_first_byte,
+    until_closed,
+)
 
 CHURN = int(os.environ.get("MESH_CHURN", "200"))
 PER_SECOND = 100
@@ -154,6 +164,64 @@ def test_interfaces_and_namespaces_come_and_go(start_agent, world, tc):
     assert agent.lost() == 0
     assert resident(agent) - memory < MIB
     assert not [line for line in agent.logs() if line["level"] in ("warning", "error") and "actor" not in line]
+
+
+@contextlib.contextmanager
+def held_rtnl():
+    """Nobody in the kernel makes, removes or looks at an interface until the block ends; see Tests/native/rtnl.c."""
+    holder = subprocess.Popen([native("rtnl")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        holder.stdin.close()
+        assert holder.wait(60) == 0
+        holder.stdout.close()
+
+
+def is_waiting(agent):
+    """Whether a thread of the agent waits for something in the kernel that no signal ends."""
+    tasks = f"/proc/{agent.process.pid}/task"
+    states = []
+    for task in os.listdir(tasks):
+        with open(f"{tasks}/{task}/stat") as stat:
+            states.append(stat.read().rsplit(") ", 1)[1][0])
+    return "D" in states
+
+
+@TC
+@pytest.mark.limit(120)
+def test_decisions_do_not_wait_for_interfaces(start_agent, world, tc):
+    """While others keep the kernel from looking at interfaces, breakers open as ever, at the failure that decides, and
+    the agent answers; but for whoever asks whether it is ready: that is seen by looking at interfaces."""
+    agent = start_agent(
+        config(service(consecutiveFailures=5), service("shut", 9002)),
+        environment={"MESH_AGENT_FORCE_CLSACT": "1"} if tc == "clsact" else {},
+    )
+    client, server = world.pair("veth4", 9001)
+    world.listen("lo4", 9002)
+    answers, looks = [], lambda: agent.status()["enforcement"]["checks"]
+    asker = threading.Thread(target=lambda: answers.append(agent.get("/readyz")[0]))
+    # A look of a moment ago would do.
+    time.sleep(1.1)
+    with held_rtnl():
+        asker.start()
+        poll(lambda: is_waiting(agent), what="the agent looks at its interfaces")
+        before = looks()
+        for _ in range(5):
+            exchange(client, server, 500)
+        assert agent.wait_state("web", "open")["reason"] == "consecutive_failures"
+        client.sendall(GET)
+        assert until_closed(client) == until_closed(server) == errno.ECONNRESET
+        agent.override("shut", "open")
+        assert connect_errno(world, "lo4", 9002) == errno.ECONNREFUSED
+        agent.expect_codes("web", {"500": 5})
+        agent.expect(lambda: agent.attempts("web", "request"), {"admitted": 5, "rejected": 1})
+        agent.expect(lambda: agent.attempts("shut", "connect"), {"rejected": 1})
+        assert is_waiting(agent) and answers == [] and looks() == before
+    asker.join()
+    assert answers == [200] and looks() > before
+    assert agent.lost() == 0
 
 
 @pytest.mark.limit(120 + CHURN // 20)
