@@ -86,4 +86,5 @@ def test_what_grows_is_not_flat():
         "descriptors is not flat: 5,030 in the second quarter, 5,070 in the last",
         "descriptors is not flat: 5,050 in the third quarter, 5,070 in the last",
     ]
-    assert len(judged(resident_kib=100)) == 1
+    assert judged(resident_kib=25) == []
+    assert judged(resident_kib=55) == ["resident_kib is not flat: 6,622 in the second quarter, 8,822 in the last"]
