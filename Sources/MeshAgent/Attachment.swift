@@ -185,8 +185,7 @@ final class InterfaceAttachment {
     func discard() {
         for link in links { link.discard() }
         keep()
-        filter = nil
-        for mark in marks { rmdir(mark) }
+        remove()
     }
 
     /// From now on it stays when the agent ends.

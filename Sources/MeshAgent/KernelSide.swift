@@ -37,8 +37,6 @@ struct KernelConnection {
 
 /// The loaded kernel side. Only the engine's thread uses it.
 final class KernelSide: CgroupTree {
-    /// Where cgroup2 is mounted.
-    let cgroupRoot: String
     /// The cgroup that the programs are attached to, as a path below the root: `/` is everything.
     let cgroupPath: String
 
@@ -93,7 +91,6 @@ final class KernelSide: CgroupTree {
     /// fresh ones. Nothing is attached.
     init(configuration: Configuration, instance: Instance) throws(SystemError) {
         let root = try Mount.cgroup2()
-        cgroupRoot = root
         cgroupPath = KernelSide.normalized(configuration.cgroup, root: root)
         var loaded = try KernelSide.load(PinDirectory(instance))
         pins = loaded.pins

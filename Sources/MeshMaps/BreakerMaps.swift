@@ -13,8 +13,7 @@ public struct BreakerMaps: ~Copyable {
 
     /// The map of attempts.
     public let attemptsMap: BPFMap
-    /// The map of breakers.
-    public let breakersMap: BPFMap
+    private let breakersMap: BPFMap
     private var breakers: MappedArray
     private var attempts: MappedArray
 
