@@ -11,6 +11,8 @@ import time
 LEASE = 3.0
 CGROUPS = 8
 SLOW_SCRAPES = 4
+# The families that begin anew with each process, as docs/metrics.md says.
+OF_THE_PROCESS = ("process_", "mesh_agent_state_", "mesh_agent_refused_", "mesh_agent_log_", "mesh_agent_enforcement_")
 
 
 class Faults:
@@ -100,8 +102,7 @@ class Faults:
         found = {}
         page = self._agent.metrics()
         for family in page.families.values():
-            # Those of the process itself begin with it.
-            if family.name.startswith(("process_", "mesh_agent_state_", "mesh_agent_refused_")):
+            if family.name.startswith(OF_THE_PROCESS):
                 continue
             for sample in family.samples:
                 if family.type == "counter" or sample.name.endswith(("_bucket", "_count")):
