@@ -19,6 +19,8 @@ struct BreakerBook {
         /// Of `written`, for what is asked with each sample.
         private(set) var writtenAtEase = false
         private(set) var writtenAlert = false
+        /// The head of the last sample that went well under this policy; 0: there was none.
+        fileprivate var goodHead: UInt64 = 0
         /// Attempts that were simply admitted. The kernel counts the other decisions itself.
         var admittedConnects: UInt64 = 0
         var admittedRequests: UInt64 = 0
@@ -88,6 +90,7 @@ struct BreakerBook {
             if let index = slot(of: service) {
                 guard slots[index].breaker.policy != policy else { continue }
                 willChange(index)
+                slots[index].goodHead = 0
                 changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
                 failureClasses[index] = policy.failureStatuses.classMask
             } else {
@@ -103,6 +106,7 @@ struct BreakerBook {
             guard off.mode != .off else { continue }
             off.mode = .off
             willChange(index)
+            slots[index].goodHead = 0
             changes.append((index, slots[index].breaker.replacePolicy(off, at: now)))
         }
         share = BreakerOpenShare(
@@ -204,14 +208,20 @@ struct BreakerBook {
 
     /// To be called before a breaker changes: notes that it does, and where a save that is under way has not come
     /// to it yet, keeps what it was for that.
+    @inline(__always)
     private mutating func willChange(_ index: Int) {
-        if isSaving && unsaved.contains(index) && !slots[index].isKept {
+        if isSaving { keep(index) }
+        dirty.mark(index)
+    }
+
+    @inline(never)
+    private mutating func keep(_ index: Int) {
+        if unsaved.contains(index) && !slots[index].isKept {
             var writer = StateWriter(capacity: 128)
             slots.withUnsafeMutableBufferPointer { BreakerBook.save($0.baseAddress! + index, to: &writer) }
             kept += writer.flush().bytes.bindMemory(to: UInt64.self)
             slots[index].isKept = true
         }
-        dirty.mark(index)
     }
 
     /// Takes over a row of an agent before; false if it makes no sense. What is restored takes effect with
@@ -290,12 +300,31 @@ struct BreakerBook {
     }
 
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
-    private mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
-        willChange(slot)
+    private mutating func recordQuietly(_ sample: Sample, slot index: Int) -> Bool {
+        guard slots[index].breaker.goesWell(sample) else { return false }
+        slots[index].goodHead = sample.head
+        return recordQuietly(duration: sample.duration, at: sample.time, slot: index)
+    }
+
+    /// Feeds a sample to the breaker of a slot if it is, but for its figures, one that went well before, and if
+    /// that leaves nothing to settle.
+    /// - Returns: False if nothing was done: it is to be decoded, and fed with `record`.
+    @inline(__always)
+    mutating func recordAgain(_ record: SampleRecord, slot index: Int) -> Bool {
+        guard slots[index].goodHead == record.head else { return false }
+        return recordQuietly(duration: record.duration, at: record.time, slot: index)
+    }
+
+    @inline(__always)
+    private mutating func recordQuietly(duration: UInt64, at time: UInt64, slot index: Int) -> Bool {
+        willChange(index)
         return slots.withUnsafeMutableBufferPointer { slots in
+            let slot = slots.baseAddress.unsafelyUnwrapped + index
             // An alert that the kernel has may have to be taken back.
-            guard !slots[slot].writtenAlert, slots[slot].breaker.recordQuietly(sample) else { return false }
-            slots[slot].admittedRequests += 1
+            guard !slot.pointee.writtenAlert,
+                slot.pointee.breaker.recordQuietly(duration: duration, at: time)
+            else { return false }
+            slot.pointee.admittedRequests &+= 1
             return true
         }
     }

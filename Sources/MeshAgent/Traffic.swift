@@ -28,8 +28,14 @@ struct Traffic {
 
     /// A service in one role.
     private struct Recent {
-        var requestHint = SeriesHint()
-        var connectionHint = SeriesHint()
+        /// The head of its last request's record, and the cgroup: another one with these is counted like it. 0:
+        /// none is.
+        var head: UInt64 = 0
+        var cgroup: UInt64 = 0
+        var requestRow: Int32 = 0
+        var connectionRow: Int32 = 0
+        /// Whether that was an error.
+        var isError = false
         var requests: UInt64 = 0
         var errors: UInt64 = 0
         var window = LatencyWindow()
@@ -53,26 +59,63 @@ struct Traffic {
     }
 
     /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
-    mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool) {
-        guard let index = index(sample.service, sample.role) else {
-            connections.record(sample, workload: workload)
-            requests.record(sample, workload: workload, wallTime: wallTime)
-            return
+    /// - Parameter mayRepeat: Others that are like it but for their figures may be recorded with `recordAgain`.
+    mutating func record(
+        _ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool, mayRepeat: Bool = false
+    ) {
+        let connectionRow = connections.record(sample, workload: workload)
+        let requestRow = requests.record(sample, workload: workload, wallTime: wallTime)
+        // A connect that failed is a request that could not even be made: whoever looks at a service that
+        // refuses must see it.
+        let isRequest = sample.kind == .request
+        guard let index = index(sample.service, sample.role),
+            isRequest || sample.kind == .connect && sample.outcome != .ok
+        else { return }
+        dirty.mark(index)
+        recent[index].requests += 1
+        if error { recent[index].errors += 1 }
+        recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
+        if mayRepeat, let requestRow, let connectionRow {
+            recent[index].head = sample.head
+            recent[index].cgroup = sample.workload
+            recent[index].requestRow = Int32(requestRow)
+            recent[index].connectionRow = Int32(connectionRow)
+            recent[index].isError = error
         }
-        recent.withUnsafeMutableBufferPointer { recent in
-            connections.record(sample, workload: workload, &recent[index].connectionHint)
-            if sample.kind == .request {
-                requests.record(sample, workload: workload, wallTime: wallTime, &recent[index].requestHint)
-            } else if sample.kind != .connect || sample.outcome == .ok {
-                return
+    }
+
+    /// Records a request that is, but for its figures, the last one of its service and role once more.
+    /// - Parameter wallOffset: What to add to a monotonic time for nanoseconds since 1970.
+    /// - Returns: False if nothing was done: it is to be decoded, and recorded with `record`.
+    mutating func recordAgain(_ record: SampleRecord, wallOffset: UInt64) -> Bool {
+        let key = Int(record.service) * 2 + (record.isOfClient ? 0 : 1)
+        guard key < recentIndex.count else { return false }
+        let index = Int(recentIndex[key])
+        guard index >= 0 else { return false }
+        return recent.withUnsafeMutableBufferPointer { recent in
+            let recent = recent.baseAddress.unsafelyUnwrapped + index
+            guard recent.pointee.head == record.head, recent.pointee.cgroup == record.workload else {
+                return false
             }
-            // A connect that failed is a request that could not even be made: whoever looks at a service
-            // that refuses must see it.
+            let (time, duration) = (record.time, record.duration)
+            connections.record(
+                row: Int(recent.pointee.connectionRow), sentBytes: record.sentBytes,
+                receivedBytes: record.receivedBytes, retransmits: record.retransmits)
+            requests.record(
+                row: Int(recent.pointee.requestRow), duration: duration, traceID: record.traceID,
+                wallTime: time &+ wallOffset)
             dirty.mark(index)
-            recent[index].requests += 1
-            if error { recent[index].errors += 1 }
-            recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
+            let isError = recent.pointee.isError
+            recent.pointee.requests &+= 1
+            if isError { recent.pointee.errors &+= 1 }
+            recent.pointee.window.record(duration: duration, error: isError, at: time)
+            return true
         }
+    }
+
+    /// Has `recordAgain` know none: rows were moved, or what is an error may have changed.
+    mutating func forgetRepeats() {
+        for index in recent.indices { recent[index].head = 0 }
     }
 
     /// The place in `recent` of a service in a role, from now on; nil for an ID that no service has.
@@ -127,10 +170,7 @@ struct Traffic {
     /// - Returns: Whether there were any.
     mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) -> Bool {
         let found = workloads.sweep(requests: &requests, connections: &connections, at: now)
-        for index in recent.indices {
-            recent[index].requestHint = SeriesHint()
-            recent[index].connectionHint = SeriesHint()
-        }
+        forgetRepeats()
         return found
     }
 

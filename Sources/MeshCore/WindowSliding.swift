@@ -87,8 +87,13 @@ public struct SlidingWindow: Equatable, Sendable {
     }
 
     /// Forgets what is older than the window at `now`.
+    @inline(__always)
     public mutating func advance(to now: UInt64) {
-        guard now >= slotEnd else { return }
+        if now >= slotEnd { enterSlot(at: now) }
+    }
+
+    @inline(never)
+    private mutating func enterSlot(at now: UInt64) {
         let newSlot = now / width
         guard newSlot > slot else { return }
         if newSlot - slot >= UInt64(SlidingWindow.slotCount) {
@@ -105,6 +110,13 @@ public struct SlidingWindow: Equatable, Sendable {
         }
         let (end, overflow) = (now - now % width).addingReportingOverflow(width)
         slotEnd = overflow ? .max : end
+    }
+
+    /// Counts one request that went well, in the running slot.
+    mutating func recordWell() {
+        let index = Int(slot % UInt64(SlidingWindow.slotCount))
+        counts.requests &+= 1
+        slots.withUnsafeMutableBufferPointer { $0[index].requests &+= 1 }
     }
 
     /// Counts one request that ended at `now`.
