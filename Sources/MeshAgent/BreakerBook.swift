@@ -301,9 +301,11 @@ struct BreakerBook {
 
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
     private mutating func recordQuietly(_ sample: Sample, slot index: Int) -> Bool {
-        guard slots[index].breaker.goesWell(sample) else { return false }
-        slots[index].goodHead = sample.head
-        return recordQuietly(duration: sample.duration, at: sample.time, slot: index)
+        recordQuietly(slot: index) { slot in
+            guard slot.breaker.recordQuietly(sample) else { return false }
+            slot.goodHead = sample.head
+            return true
+        }
     }
 
     /// Feeds a sample to the breaker of a slot if it is, but for its figures, one that went well before, and if
@@ -311,25 +313,26 @@ struct BreakerBook {
     /// - Returns: False if nothing was done: it is to be decoded, and fed with `record`.
     @inline(__always)
     mutating func recordAgain(_ record: SampleRecord, slot index: Int) -> Bool {
-        guard slots[index].goodHead == record.head else { return false }
-        return recordQuietly(duration: record.duration, at: record.time, slot: index)
+        recordQuietly(slot: index) { slot in
+            slot.goodHead == record.head
+                && slot.breaker.recordQuietly(duration: record.duration, at: record.time)
+        }
     }
 
     @inline(__always)
-    private mutating func recordQuietly(duration: UInt64, at time: UInt64, slot index: Int) -> Bool {
+    private mutating func recordQuietly(slot index: Int, _ feed: (inout Slot) -> Bool) -> Bool {
         willChange(index)
         return slots.withUnsafeMutableBufferPointer { slots in
             let slot = slots.baseAddress.unsafelyUnwrapped + index
             // An alert that the kernel has may have to be taken back.
-            guard !slot.pointee.writtenAlert,
-                slot.pointee.breaker.recordQuietly(duration: duration, at: time)
-            else { return false }
+            guard !slot.pointee.writtenAlert, feed(&slot.pointee) else { return false }
             slot.pointee.admittedRequests &+= 1
             return true
         }
     }
 
     /// Whether a sample is a failure: to its service's breaker if there is one, else by its status, 5xx.
+    @inline(__always)
     func isFailure(_ sample: Sample) -> Bool {
         guard let slot = slot(of: sample.service) else { return sample.isFailure(.serverErrors) }
         if sample.outcome == .ok && failureClasses[slot] >> UInt32(sample.status / 100) & 1 == 0 {

@@ -54,7 +54,7 @@ struct Intake {
     /// before the next one.
     mutating func decide(_ record: UnsafeRawBufferPointer) -> Bool {
         // Most records are none of theirs, or went well like those before: they are not worth decoding twice.
-        guard let record = SampleRecord(record), record.isOfClient,
+        guard let record = SampleRecord(record), record.isOfAttempt,
             let slot = breakers.slot(of: record.service), !breakers.recordAgain(record, slot: slot),
             let sample = Sample(record), let change = breakers.record(sample)
         else { return true }
@@ -93,7 +93,7 @@ struct Intake {
     mutating func configure(
         _ policies: [(service: UInt32, policy: BreakerPolicy)], share: Double, at now: UInt64
     ) -> [(slot: Int, transitions: [BreakerTransition])] {
-        traffic.forgetRepeats()
+        traffic.forgetLast()
         return breakers.configure(policies, share: share, at: now)
     }
 

@@ -28,13 +28,14 @@ struct Traffic {
 
     /// A service in one role.
     private struct Recent {
-        /// The head of its last request's record, and the cgroup: another one with these is counted like it. 0:
-        /// none is.
-        var head: UInt64 = 0
+        /// The cgroup of its last sample, and the row of that connection; below 0: not its own, or there was none.
         var cgroup: UInt64 = 0
+        var connectionRow: Int32 = -1
+        /// The row of that cgroup's last request.
         var requestRow: Int32 = 0
-        var connectionRow: Int32 = 0
-        /// Whether that was an error.
+        /// The head of that request's record: another one of the cgroup with this head is counted like it. 0: none.
+        var head: UInt64 = 0
+        /// Whether it was an error.
         var isError = false
         var requests: UInt64 = 0
         var errors: UInt64 = 0
@@ -63,24 +64,37 @@ struct Traffic {
     mutating func record(
         _ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool, mayRepeat: Bool = false
     ) {
-        let connectionRow = connections.record(sample, workload: workload)
-        let requestRow = requests.record(sample, workload: workload, wallTime: wallTime)
-        // A connect that failed is a request that could not even be made: whoever looks at a service that
-        // refuses must see it.
-        let isRequest = sample.kind == .request
-        guard let index = index(sample.service, sample.role),
-            isRequest || sample.kind == .connect && sample.outcome != .ok
-        else { return }
-        dirty.mark(index)
-        recent[index].requests += 1
-        if error { recent[index].errors += 1 }
-        recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
-        if mayRepeat, let requestRow, let connectionRow {
-            recent[index].head = sample.head
-            recent[index].cgroup = sample.workload
-            recent[index].requestRow = Int32(requestRow)
-            recent[index].connectionRow = Int32(connectionRow)
-            recent[index].isError = error
+        guard let index = index(sample.service, sample.role) else {
+            connections.record(sample, workload: workload)
+            requests.record(sample, workload: workload, wallTime: wallTime)
+            return
+        }
+        recent.withUnsafeMutableBufferPointer { recent in
+            let recent = recent.baseAddress.unsafelyUnwrapped + index
+            if recent.pointee.cgroup == sample.workload && recent.pointee.connectionRow >= 0 {
+                connections.record(sample, row: Int(recent.pointee.connectionRow))
+            } else {
+                recent.pointee.cgroup = sample.workload
+                recent.pointee.connectionRow = Int32(
+                    connections.record(sample, workload: workload) ?? -1)
+                recent.pointee.head = 0
+            }
+            if sample.kind == .request {
+                let row = requests.record(sample, workload: workload, wallTime: wallTime)
+                if mayRepeat, let row, recent.pointee.connectionRow >= 0 {
+                    recent.pointee.head = sample.head
+                    recent.pointee.requestRow = Int32(row)
+                    recent.pointee.isError = error
+                }
+            } else if sample.kind != .connect || sample.outcome == .ok {
+                return
+            }
+            // A connect that failed is a request that could not even be made: whoever looks at a service
+            // that refuses must see it.
+            dirty.mark(index)
+            recent.pointee.requests += 1
+            if error { recent.pointee.errors += 1 }
+            recent.pointee.window.record(duration: sample.duration, error: error, at: sample.time)
         }
     }
 
@@ -113,9 +127,12 @@ struct Traffic {
         }
     }
 
-    /// Has `recordAgain` know none: rows were moved, or what is an error may have changed.
-    mutating func forgetRepeats() {
-        for index in recent.indices { recent[index].head = 0 }
+    /// Forgets which samples were the last ones: rows were moved, or what is an error may have changed.
+    mutating func forgetLast() {
+        for index in recent.indices {
+            recent[index].head = 0
+            recent[index].connectionRow = -1
+        }
     }
 
     /// The place in `recent` of a service in a role, from now on; nil for an ID that no service has.
@@ -170,7 +187,7 @@ struct Traffic {
     /// - Returns: Whether there were any.
     mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) -> Bool {
         let found = workloads.sweep(requests: &requests, connections: &connections, at: now)
-        forgetRepeats()
+        forgetLast()
         return found
     }
 

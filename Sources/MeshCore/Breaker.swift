@@ -252,15 +252,14 @@ public struct Breaker: Sendable {
         goesWell(sample) && recordQuietly(duration: sample.duration, at: sample.time)
     }
 
-    /// Whether a sample is a request that went well, however long it took: so are all of the same head, under
-    /// the same policy.
-    public func goesWell(_ sample: Sample) -> Bool {
+    /// Whether a sample is a request that went well, however long it took.
+    private func goesWell(_ sample: Sample) -> Bool {
         sample.role == .client && sample.kind == .request && sample.outcome == .ok && sample.flags.isEmpty
             && policy.mode != .off
             && (sample.status == 0 || !policy.failureStatuses.contains(sample.status))
     }
 
-    /// The same as `recordQuietly(_:)` for a sample that goes well.
+    /// The same for a sample of the same head as one that was taken in so under this policy.
     public mutating func recordQuietly(duration: UInt64, at time: UInt64) -> Bool {
         guard isAtEase, consecutiveFailures == 0,
             policy.slowCallDuration == 0 || duration < policy.slowCallDuration

@@ -239,6 +239,11 @@ public struct SampleRecord {
     @inlinable public var head: UInt64 { load(0) }
     /// Whether it says that its role is the client's.
     @inlinable public var isOfClient: Bool { load(1) == Sample.Role.client.rawValue }
+    /// Whether it says that it is of a client's request or connect: no other tells a breaker anything.
+    @inlinable public var isOfAttempt: Bool {
+        let kind: UInt8 = load(0)
+        return isOfClient && (kind == Sample.Kind.request.rawValue || kind == Sample.Kind.connect.rawValue)
+    }
     /// The service's ID.
     @inlinable public var service: UInt32 { load(8) }
     /// Segments retransmitted.

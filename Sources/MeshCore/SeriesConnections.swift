@@ -75,6 +75,12 @@ public struct ConnectionTable: Sendable {
         let key = SeriesKey(service: sample.service, workload: workload, role: sample.role)
         let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key)
         if isNew { addRow() }
+        record(sample, row: row)
+        return index.keys[row] == key ? row : nil
+    }
+
+    /// The same for a sample whose row, 0 to `count` - 1, is known.
+    public mutating func record(_ sample: Sample, row: Int) {
         record(
             row: row, sentBytes: sample.sentBytes, receivedBytes: sample.receivedBytes,
             retransmits: sample.retransmits)
@@ -99,7 +105,6 @@ public struct ConnectionTable: Sendable {
         case .request, .bytes:
             break
         }
-        return index.keys[row] == key ? row : nil
     }
 
     /// Records what a connection of a row, 0 to `count` - 1, has sent and received.

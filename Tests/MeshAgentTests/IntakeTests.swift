@@ -144,7 +144,7 @@ private func compare(maxSeries: Int, seed: UInt64) throws -> (decided: Int, coun
             }
             var copy = short.traffic
             counted += copy.recordAgain(found, wallOffset: 0) ? 1 : 0
-            long.traffic.forgetRepeats()
+            long.traffic.forgetLast()
             try #require(short.count(record) == long.count(record))
             try #require(short.takeWork()?.sample == long.takeWork()?.sample)
         }
