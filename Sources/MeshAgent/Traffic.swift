@@ -26,17 +26,23 @@ struct Traffic {
     private var unsavedReactions: MetricsHistogram?
     private var boundsChanged = true
 
+    /// What requests with one head are counted as.
+    private struct Known {
+        /// Of their records.
+        var head: UInt64 = 0
+        /// Their row; below 0: there are none.
+        var row: Int32 = -1
+        /// Whether they are errors.
+        var isError = false
+    }
+
     /// A service in one role.
     private struct Recent {
         /// The cgroup of its last sample, and the row of that connection; below 0: not its own, or there was none.
         var cgroup: UInt64 = 0
         var connectionRow: Int32 = -1
-        /// The row of that cgroup's last request.
-        var requestRow: Int32 = 0
-        /// The head of that request's record: another one of the cgroup with this head is counted like it. 0: none.
-        var head: UInt64 = 0
-        /// Whether it was an error.
-        var isError = false
+        /// The two kinds of requests that were last new, of that cgroup: many services have two usual codes.
+        var known = (last: Known(), before: Known())
         var requests: UInt64 = 0
         var errors: UInt64 = 0
         var window = LatencyWindow()
@@ -77,14 +83,13 @@ struct Traffic {
                 recent.pointee.cgroup = sample.workload
                 recent.pointee.connectionRow = Int32(
                     connections.record(sample, workload: workload) ?? -1)
-                recent.pointee.head = 0
+                recent.pointee.known = (Known(), Known())
             }
             if sample.kind == .request {
                 let row = requests.record(sample, workload: workload, wallTime: wallTime)
                 if mayRepeat, let row, recent.pointee.connectionRow >= 0 {
-                    recent.pointee.head = sample.head
-                    recent.pointee.requestRow = Int32(row)
-                    recent.pointee.isError = error
+                    recent.pointee.known.before = recent.pointee.known.last
+                    recent.pointee.known.last = Known(head: sample.head, row: Int32(row), isError: error)
                 }
             } else if sample.kind != .connect || sample.outcome == .ok {
                 return
@@ -98,7 +103,7 @@ struct Traffic {
         }
     }
 
-    /// Records a request that is, but for its figures, the last one of its service and role once more.
+    /// Records a request that is, but for its figures, one of the last of its service and role once more.
     /// - Parameter wallOffset: What to add to a monotonic time for nanoseconds since 1970.
     /// - Returns: False if nothing was done: it is to be decoded, and recorded with `record`.
     mutating func recordAgain(_ record: SampleRecord, wallOffset: UInt64) -> Bool {
@@ -108,21 +113,25 @@ struct Traffic {
         guard index >= 0 else { return false }
         return recent.withUnsafeMutableBufferPointer { recent in
             let recent = recent.baseAddress.unsafelyUnwrapped + index
-            guard recent.pointee.head == record.head, recent.pointee.cgroup == record.workload else {
-                return false
+            guard recent.pointee.cgroup == record.workload else { return false }
+            let head = record.head
+            var known = recent.pointee.known.last
+            if known.head != head {
+                known = recent.pointee.known.before
+                guard known.head == head else { return false }
             }
+            guard known.row >= 0 else { return false }
             let (time, duration) = (record.time, record.duration)
             connections.record(
                 row: Int(recent.pointee.connectionRow), sentBytes: record.sentBytes,
                 receivedBytes: record.receivedBytes, retransmits: record.retransmits)
             requests.record(
-                row: Int(recent.pointee.requestRow), duration: duration, traceID: record.traceID,
+                row: Int(known.row), duration: duration, traceID: record.traceID,
                 wallTime: time &+ wallOffset)
             dirty.mark(index)
-            let isError = recent.pointee.isError
             recent.pointee.requests &+= 1
-            if isError { recent.pointee.errors &+= 1 }
-            recent.pointee.window.record(duration: duration, error: isError, at: time)
+            if known.isError { recent.pointee.errors &+= 1 }
+            recent.pointee.window.record(duration: duration, error: known.isError, at: time)
             return true
         }
     }
@@ -130,7 +139,7 @@ struct Traffic {
     /// Forgets which samples were the last ones: rows were moved, or what is an error may have changed.
     mutating func forgetLast() {
         for index in recent.indices {
-            recent[index].head = 0
+            recent[index].known = (Known(), Known())
             recent[index].connectionRow = -1
         }
     }

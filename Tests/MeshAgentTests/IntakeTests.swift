@@ -65,6 +65,10 @@ private func record(_ random: inout SplitMix64, trouble: Bool, at time: UInt64) 
     sample.sent_bytes = Int32.random(in: -10...1000, using: &random)
     sample.received_bytes = Int32.random(in: -10...1000, using: &random)
     sample.trace_id.15 = UInt8.random(in: 0...1, using: &random)
+    if Int.random(in: 0..<200, using: &random) == 0 {
+        // Nothing but zeros where all that it is would be.
+        withUnsafeMutableBytes(of: &sample) { $0.storeBytes(of: 0, as: UInt64.self) }
+    }
     return sample
 }
 
