@@ -19,8 +19,8 @@ struct BreakerBook {
         /// Of `written`, for what is asked with each sample.
         private(set) var writtenAtEase = false
         private(set) var writtenAlert = false
-        /// The head of the last sample that went well under this policy; 0: there was none.
-        fileprivate var goodHead: UInt64 = 0
+        /// The head of the last sample that went well under this policy; `.max`, which no sample has: none did.
+        fileprivate var goodHead = UInt64.max
         /// Attempts that were simply admitted. The kernel counts the other decisions itself.
         var admittedConnects: UInt64 = 0
         var admittedRequests: UInt64 = 0
@@ -89,10 +89,7 @@ struct BreakerBook {
             kept.insert(service)
             if let index = slot(of: service) {
                 guard slots[index].breaker.policy != policy else { continue }
-                willChange(index)
-                slots[index].goodHead = 0
-                changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
-                failureClasses[index] = policy.failureStatuses.classMask
+                changes.append((index, replacePolicy(of: index, policy, at: now)))
             } else {
                 add(service, policy, at: now)
             }
@@ -105,14 +102,21 @@ struct BreakerBook {
             var off = slots[index].breaker.policy
             guard off.mode != .off else { continue }
             off.mode = .off
-            willChange(index)
-            slots[index].goodHead = 0
-            changes.append((index, slots[index].breaker.replacePolicy(off, at: now)))
+            changes.append((index, replacePolicy(of: index, off, at: now)))
         }
         share = BreakerOpenShare(
             breakers: slots.count { $0.breaker.policy.mode != .off }, share: newShare)
         for index in slots.indices { afterChange(of: index, heldOpen: false) }
         return changes
+    }
+
+    private mutating func replacePolicy(of index: Int, _ policy: BreakerPolicy, at now: UInt64)
+        -> [BreakerTransition]
+    {
+        willChange(index)
+        slots[index].goodHead = .max
+        failureClasses[index] = policy.failureStatuses.classMask
+        return slots[index].breaker.replacePolicy(policy, at: now)
     }
 
     /// Goes on with a breaker where an earlier agent ended.
@@ -310,13 +314,14 @@ struct BreakerBook {
 
     /// Feeds a sample to the breaker of a slot if it is, but for its figures, one that went well before, and if
     /// that leaves nothing to settle.
-    /// - Returns: False if nothing was done: it is to be decoded, and fed with `record`.
+    /// - Returns: False if it is to be decoded, and fed with `record`.
     @inline(__always)
     mutating func recordAgain(_ record: SampleRecord, slot index: Int) -> Bool {
-        recordQuietly(slot: index) { slot in
-            slot.goodHead == record.head
-                && slot.breaker.recordQuietly(duration: record.duration, at: record.time)
-        }
+        let isAgain = slots.withUnsafeBufferPointer { $0[index].goodHead == record.head }
+        return isAgain
+            && recordQuietly(slot: index) { slot in
+                slot.breaker.recordQuietly(duration: record.duration, at: record.time)
+            }
     }
 
     @inline(__always)

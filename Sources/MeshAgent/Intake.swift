@@ -71,7 +71,7 @@ struct Intake {
             return true
         }
         if !isFollowed && traffic.recordAgain(found, wallOffset: wallOffset) {
-            received &+= 1
+            received += 1
             return true
         }
         guard let sample = Sample(found) else {

@@ -46,6 +46,17 @@ struct Traffic {
         var requests: UInt64 = 0
         var errors: UInt64 = 0
         var window = LatencyWindow()
+
+        mutating func remember(_ new: Known) {
+            guard known.last.head != new.head && known.before.head != new.head else { return }
+            known = (last: new, before: known.last)
+        }
+
+        mutating func count(duration: UInt64, error: Bool, at time: UInt64) {
+            requests &+= 1
+            if error { errors &+= 1 }
+            window.record(duration: duration, error: error, at: time)
+        }
     }
     private var recent: [Recent] = []
     /// Of each, the service and the role: the index into `recentIndex`.
@@ -68,7 +79,7 @@ struct Traffic {
     /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
     /// - Parameter mayRepeat: Others that are like it but for their figures may be recorded with `recordAgain`.
     mutating func record(
-        _ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool, mayRepeat: Bool = false
+        _ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool, mayRepeat: Bool
     ) {
         guard let index = index(sample.service, sample.role) else {
             connections.record(sample, workload: workload)
@@ -88,8 +99,7 @@ struct Traffic {
             if sample.kind == .request {
                 let row = requests.record(sample, workload: workload, wallTime: wallTime)
                 if mayRepeat, let row, recent.pointee.connectionRow >= 0 {
-                    recent.pointee.known.before = recent.pointee.known.last
-                    recent.pointee.known.last = Known(head: sample.head, row: Int32(row), isError: error)
+                    recent.pointee.remember(Known(head: sample.head, row: Int32(row), isError: error))
                 }
             } else if sample.kind != .connect || sample.outcome == .ok {
                 return
@@ -97,9 +107,7 @@ struct Traffic {
             // A connect that failed is a request that could not even be made: whoever looks at a service
             // that refuses must see it.
             dirty.mark(index)
-            recent.pointee.requests += 1
-            if error { recent.pointee.errors += 1 }
-            recent.pointee.window.record(duration: sample.duration, error: error, at: sample.time)
+            recent.pointee.count(duration: sample.duration, error: error, at: sample.time)
         }
     }
 
@@ -107,7 +115,7 @@ struct Traffic {
     /// - Parameter wallOffset: What to add to a monotonic time for nanoseconds since 1970.
     /// - Returns: False if nothing was done: it is to be decoded, and recorded with `record`.
     mutating func recordAgain(_ record: SampleRecord, wallOffset: UInt64) -> Bool {
-        let key = Int(record.service) * 2 + (record.isOfClient ? 0 : 1)
+        let key = Traffic.key(record.service, isClient: record.isOfClient)
         guard key < recentIndex.count else { return false }
         let index = Int(recentIndex[key])
         guard index >= 0 else { return false }
@@ -129,9 +137,7 @@ struct Traffic {
                 row: Int(known.row), duration: duration, traceID: record.traceID,
                 wallTime: time &+ wallOffset)
             dirty.mark(index)
-            recent.pointee.requests &+= 1
-            if known.isError { recent.pointee.errors &+= 1 }
-            recent.pointee.window.record(duration: duration, error: known.isError, at: time)
+            recent.pointee.count(duration: duration, error: known.isError, at: time)
             return true
         }
     }
@@ -144,9 +150,14 @@ struct Traffic {
         }
     }
 
+    /// The index into `recentIndex` of a service in a role.
+    private static func key(_ service: UInt32, isClient: Bool) -> Int {
+        Int(service) * 2 + (isClient ? 0 : 1)
+    }
+
     /// The place in `recent` of a service in a role, from now on; nil for an ID that no service has.
     private mutating func index(_ service: UInt32, _ role: Sample.Role) -> Int? {
-        let key = Int(service) * 2 + (role == .client ? 0 : 1)
+        let key = Traffic.key(service, isClient: role == .client)
         guard key < recentIndex.count else { return nil }
         if recentIndex[key] < 0 {
             recentIndex[key] = Int32(recent.count)
@@ -158,7 +169,7 @@ struct Traffic {
     }
 
     private func recent(_ service: UInt32, _ role: Sample.Role) -> Recent? {
-        let key = Int(service) * 2 + (role == .client ? 0 : 1)
+        let key = Traffic.key(service, isClient: role == .client)
         guard key < recentIndex.count, recentIndex[key] >= 0 else { return nil }
         return recent[Int(recentIndex[key])]
     }

@@ -247,7 +247,7 @@ public struct Breaker: Sendable {
     /// Takes in what almost every sample is: a request that went well, while nothing has gone wrong for a
     /// whole window. It is what `record` would do, in a few nanoseconds, and changes nothing but the
     /// window's count.
-    /// - Returns: False if the sample or the breaker is any other; nothing was done.
+    /// - Returns: False if the sample or the breaker is any other: then nothing was counted.
     public mutating func recordQuietly(_ sample: Sample) -> Bool {
         goesWell(sample) && recordQuietly(duration: sample.duration, at: sample.time)
     }

@@ -57,8 +57,8 @@ public struct LatencyWindow: Sendable {
     private static let perOctave = 24
     private static let lowestBit = 13
     private static let bucketCount = octaves * perOctave + 1
-    /// How many requests are noted before they are counted: as many as have room in a cache line.
-    private static let noted = 32
+    /// How many requests are noted before they are counted: a cache line of them.
+    private static let batch = 32
     /// Octaves that have memory from the first request on: two in each slot.
     private static let firstChunks = 10
 
@@ -88,31 +88,31 @@ public struct LatencyWindow: Sendable {
         if now >= slotEnd { enterSlot(at: now) }
         newest = max(newest, now)
         if error { running.errors += 1 }
-        let note = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.noted - 1)
+        let note = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
         storage.withUnsafeMutableBufferPointer { storage in
             storage[note] = UInt16(truncatingIfNeeded: LatencyWindow.bucket(of: duration))
         }
         running.requests &+= 1
-        if note == LatencyWindow.noted - 1 { count(LatencyWindow.noted) }
+        if note == LatencyWindow.batch - 1 { countNotes(LatencyWindow.batch) }
     }
 
     /// Counts the last so many requests of the running slot, which were only noted.
     @inline(never)
-    private mutating func count(_ noted: Int) {
+    private mutating func countNotes(_ notes: Int) {
         var next = 0
-        while let octave = count(&next, of: noted) {
+        while let octave = countNotes(&next, of: notes) {
             storage[entry(of: octave, in: place)] = UInt16(takeChunk() + 1)
         }
     }
 
     /// Counts them from `next` on, up to one whose octave has no memory yet.
     /// - Returns: That octave; nil if all are counted.
-    private mutating func count(_ next: inout Int, of noted: Int) -> Int? {
+    private mutating func countNotes(_ next: inout Int, of notes: Int) -> Int? {
         let first = entry(of: 0, in: place)
         return storage.withUnsafeMutableBufferPointer { storage in
-            while next < noted {
+            while next < notes {
                 let bucket = Int(storage[next])
-                if !running.keeps(running.requests - UInt64(noted - next - 1)) {
+                if !running.keeps(running.requests - UInt64(notes - next - 1)) {
                     // Left out.
                 } else if bucket == 0 {
                     if running.below == .max { LatencyWindow.thin(&running, first, storage) }
@@ -141,7 +141,7 @@ public struct LatencyWindow: Sendable {
                 contentsOf: repeatElement(0, count: LatencyWindow.start(ofChunk: LatencyWindow.firstChunks)))
             firstRecord = now
         }
-        countNoted()
+        countNotes()
         slots[place] = running
         let number = now / LatencyWindow.slotLength + 1
         let (end, overflow) = number.multipliedReportingOverflow(by: LatencyWindow.slotLength)
@@ -156,13 +156,14 @@ public struct LatencyWindow: Sendable {
     }
 
     /// Counts what of the running slot was only noted so far.
-    private mutating func countNoted() {
-        count(Int(truncatingIfNeeded: running.requests) & (LatencyWindow.noted - 1))
+    private mutating func countNotes() {
+        let notes = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
+        if notes > 0 { countNotes(notes) }
     }
 
     /// Where in `storage` the chunk of a slot's octave is named.
     private func entry(of octave: Int, in place: Int) -> Int {
-        LatencyWindow.noted + place * LatencyWindow.octaves + octave
+        LatencyWindow.batch + place * LatencyWindow.octaves + octave
     }
 
     /// A chunk that was free, all zero.
@@ -193,7 +194,7 @@ public struct LatencyWindow: Sendable {
 
     /// Where in `storage` a chunk begins.
     private static func start(ofChunk chunk: Int) -> Int {
-        noted + slotCount * octaves + chunk * perOctave
+        batch + slotCount * octaves + chunk * perOctave
     }
 
     /// What one bucket of a slot holds.
@@ -207,7 +208,7 @@ public struct LatencyWindow: Sendable {
     /// What the window says at `now`, in monotonic nanoseconds.
     public func summary(at now: UInt64) -> Summary {
         var counted = self
-        counted.countNoted()
+        counted.countNotes()
         return counted.summaryOfCounted(at: now)
     }
 

@@ -112,7 +112,7 @@ public struct SlidingWindow: Equatable, Sendable {
         slotEnd = overflow ? .max : end
     }
 
-    /// Counts one request that went well, in the running slot.
+    /// Counts one request that went well in the running slot: `advance(to:)` comes first.
     mutating func recordWell() {
         let index = Int(slot % UInt64(SlidingWindow.slotCount))
         counts.requests &+= 1

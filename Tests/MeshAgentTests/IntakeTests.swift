@@ -46,7 +46,9 @@ private func configure(_ intake: inout Intake, failure: UInt16, at now: UInt64) 
     for slot in intake.breakers.slots.indices { _ = intake.breakers.wordToWrite(slot) }
 }
 
-private func record(_ random: inout SplitMix64, trouble: Bool, at time: UInt64) -> mesh_sample {
+private func record(_ random: inout SplitMix64, trouble: Bool, at time: UInt64) -> mesh_flow {
+    var flow = mesh_flow()
+    flow.tuple.netns = time
     var sample = mesh_sample()
     let isRequest = Int.random(in: 0..<8, using: &random) > 0
     // Now and then of a kind or role that there is not.
@@ -71,7 +73,8 @@ private func record(_ random: inout SplitMix64, trouble: Bool, at time: UInt64) 
         // Nothing but zeros where all that it is would be.
         withUnsafeMutableBytes(of: &sample) { $0.storeBytes(of: 0, as: UInt64.self) }
     }
-    return sample
+    flow.sample = sample
+    return flow
 }
 
 /// All that an intake has counted.
@@ -109,7 +112,8 @@ private func compare(maxSeries: Int, seed: UInt64) throws -> (decided: Int, coun
     // So that these rows are taken where there are few.
     for service: UInt32 in 900..<902 {
         short.traffic.record(
-            Sample(kind: .accept, role: .server, service: service), workload: 0, wallTime: 0, error: false)
+            Sample(kind: .accept, role: .server, service: service), workload: 0, wallTime: 0, error: false,
+            mayRepeat: false)
     }
     var long = short
     var (decided, counted) = (0, 0)
@@ -132,7 +136,11 @@ private func compare(maxSeries: Int, seed: UInt64) throws -> (decided: Int, coun
             _ = (short.sweep(at: now), long.sweep(at: now))
             cgroups.gone = []
         }
-        try withUnsafeBytes(of: record(&random, trouble: number / 5_000 % 3 == 1, at: now)) { record in
+        // Somebody follows for a while, and each record has its connection's ends.
+        let isFollowed = number / 1_000 % 6 == 5
+        (short.isFollowed, long.isFollowed) = (isFollowed, isFollowed)
+        try withUnsafeBytes(of: record(&random, trouble: number / 5_000 % 3 == 1, at: now)) { flow in
+            let record = UnsafeRawBufferPointer(rebasing: flow[..<(isFollowed ? 112 : 64)])
             let found = try #require(SampleRecord(record))
             if let slot = short.breakers.slot(of: found.service), found.isOfClient {
                 var copy = short.breakers
@@ -152,7 +160,9 @@ private func compare(maxSeries: Int, seed: UInt64) throws -> (decided: Int, coun
             counted += copy.recordAgain(found, wallOffset: 0) ? 1 : 0
             long.traffic.forgetLast()
             try #require(short.count(record) == long.count(record))
-            try #require(short.takeWork()?.sample == long.takeWork()?.sample)
+            let work = (short.takeWork(), long.takeWork())
+            try #require(work.0?.sample == work.1?.sample && work.0?.tuple == work.1?.tuple)
+            try #require(!isFollowed || work.0?.tuple != nil || Sample(record: record) == nil)
         }
         if number % 500 == 0 { try #require(counts(short, at: now) == counts(long, at: now), "\(number)") }
     }
