@@ -268,7 +268,7 @@ public struct Breaker: Sendable {
         guard window.counts.failures == 0 && window.counts.slow == 0 else { return false }
         if saturatingSum(epoch, duration) <= time {
             sawRequest = true
-            window.recordWell()
+            window.record(failure: false, slow: false, at: time)
         }
         return true
     }

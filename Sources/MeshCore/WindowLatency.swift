@@ -57,7 +57,7 @@ public struct LatencyWindow: Sendable {
     private static let perOctave = 24
     private static let lowestBit = 13
     private static let bucketCount = octaves * perOctave + 1
-    /// How many requests are noted before they are counted: a cache line of them.
+    /// How many requests are noted before they are counted.
     private static let batch = 32
     /// Octaves that have memory from the first request on: two in each slot.
     private static let firstChunks = 10
@@ -68,9 +68,13 @@ public struct LatencyWindow: Sendable {
     private var newest: UInt64 = 0
     /// The running slot; its copy among the others is stale.
     private var running = Slot()
-    /// First the buckets of the latest requests, which are only noted: to count them many at a time waits less
-    /// for memory. Then, for each slot's octaves, the number of its chunk plus one (0: it has none); then the
-    /// chunks, each the buckets of one octave.
+    /// The buckets of the latest requests, 16 bits each, which are only noted: to count them many at a time waits
+    /// less for memory.
+    private var notes: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (
+        0, 0, 0, 0, 0, 0, 0, 0
+    )
+    /// First, for each slot's octaves, the number of its chunk plus one (0: it has none); then the chunks,
+    /// each the buckets of one octave.
     private var storage: [UInt16] = []
     /// The running slot's place among all.
     private var place = 0
@@ -89,8 +93,9 @@ public struct LatencyWindow: Sendable {
         newest = max(newest, now)
         if error { running.errors += 1 }
         let note = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
-        storage.withUnsafeMutableBufferPointer { storage in
-            storage[note] = UInt16(truncatingIfNeeded: LatencyWindow.bucket(of: duration))
+        let bucket = UInt16(truncatingIfNeeded: LatencyWindow.bucket(of: duration))
+        withUnsafeMutableBytes(of: &notes) {
+            $0.storeBytes(of: bucket, toByteOffset: note &* 2, as: UInt16.self)
         }
         running.requests &+= 1
         if note == LatencyWindow.batch - 1 { countNotes(LatencyWindow.batch) }
@@ -98,37 +103,42 @@ public struct LatencyWindow: Sendable {
 
     /// Counts the last so many requests of the running slot, which were only noted.
     @inline(never)
-    private mutating func countNotes(_ notes: Int) {
+    private mutating func countNotes(_ count: Int) {
         var next = 0
-        while let octave = countNotes(&next, of: notes) {
+        while let octave = countNotes(&next, of: count) {
             storage[entry(of: octave, in: place)] = UInt16(takeChunk() + 1)
         }
     }
 
     /// Counts them from `next` on, up to one whose octave has no memory yet.
     /// - Returns: That octave; nil if all are counted.
-    private mutating func countNotes(_ next: inout Int, of notes: Int) -> Int? {
+    private mutating func countNotes(_ next: inout Int, of count: Int) -> Int? {
         let first = entry(of: 0, in: place)
-        return storage.withUnsafeMutableBufferPointer { storage in
-            while next < notes {
-                let bucket = Int(storage[next])
-                if !running.keeps(running.requests - UInt64(notes - next - 1)) {
-                    // Left out.
-                } else if bucket == 0 {
-                    if running.below == .max { LatencyWindow.thin(&running, first, storage) }
-                    running.below += 1
-                } else {
-                    let (octave, step) = (bucket - 1).quotientAndRemainder(
-                        dividingBy: LatencyWindow.perOctave)
-                    let chunk = Int(storage[first + octave])
-                    if chunk == 0 { return octave }
-                    let counted = LatencyWindow.start(ofChunk: chunk - 1) + step
+        let numbers = running.requests &- UInt64(count)
+        return withUnsafeBytes(of: notes) { notes in
+            storage.withUnsafeMutableBufferPointer { storage in
+                while next < count {
+                    let bucket = Int(notes.load(fromByteOffset: next &* 2, as: UInt16.self))
+                    next &+= 1
+                    guard running.keeps(numbers &+ UInt64(next)) else { continue }
+                    if bucket == 0 {
+                        if running.below == .max { LatencyWindow.thin(&running, first, storage) }
+                        running.below += 1
+                        continue
+                    }
+                    let octave = (bucket &- 1) / LatencyWindow.perOctave
+                    let chunk = Int(storage[first &+ octave])
+                    if chunk == 0 {
+                        next &-= 1
+                        return octave
+                    }
+                    let start = LatencyWindow.start(ofChunk: chunk &- 1)
+                    let counted = start &+ bucket &- 1 &- octave &* LatencyWindow.perOctave
                     if storage[counted] == .max { LatencyWindow.thin(&running, first, storage) }
-                    storage[counted] += 1
+                    storage[counted] &+= 1
                 }
-                next += 1
+                return nil
             }
-            return nil
         }
     }
 
@@ -157,13 +167,13 @@ public struct LatencyWindow: Sendable {
 
     /// Counts what of the running slot was only noted so far.
     private mutating func countNotes() {
-        let notes = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
-        if notes > 0 { countNotes(notes) }
+        let count = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
+        if count > 0 { countNotes(count) }
     }
 
     /// Where in `storage` the chunk of a slot's octave is named.
     private func entry(of octave: Int, in place: Int) -> Int {
-        LatencyWindow.batch + place * LatencyWindow.octaves + octave
+        place * LatencyWindow.octaves + octave
     }
 
     /// A chunk that was free, all zero.
@@ -194,7 +204,7 @@ public struct LatencyWindow: Sendable {
 
     /// Where in `storage` a chunk begins.
     private static func start(ofChunk chunk: Int) -> Int {
-        batch + slotCount * octaves + chunk * perOctave
+        slotCount * octaves + chunk * perOctave
     }
 
     /// What one bucket of a slot holds.
