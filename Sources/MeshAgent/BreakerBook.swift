@@ -19,6 +19,8 @@ struct BreakerBook {
         /// Of `written`, for what is asked with each sample.
         private(set) var writtenAtEase = false
         private(set) var writtenAlert = false
+        /// The head of the last sample that went well under this policy; `.max`, which no sample has: none did.
+        fileprivate var goodHead = UInt64.max
         /// Attempts that were simply admitted. The kernel counts the other decisions itself.
         var admittedConnects: UInt64 = 0
         var admittedRequests: UInt64 = 0
@@ -87,9 +89,7 @@ struct BreakerBook {
             kept.insert(service)
             if let index = slot(of: service) {
                 guard slots[index].breaker.policy != policy else { continue }
-                willChange(index)
-                changes.append((index, slots[index].breaker.replacePolicy(policy, at: now)))
-                failureClasses[index] = policy.failureStatuses.classMask
+                changes.append((index, replacePolicy(of: index, policy, at: now)))
             } else {
                 add(service, policy, at: now)
             }
@@ -102,13 +102,21 @@ struct BreakerBook {
             var off = slots[index].breaker.policy
             guard off.mode != .off else { continue }
             off.mode = .off
-            willChange(index)
-            changes.append((index, slots[index].breaker.replacePolicy(off, at: now)))
+            changes.append((index, replacePolicy(of: index, off, at: now)))
         }
         share = BreakerOpenShare(
             breakers: slots.count { $0.breaker.policy.mode != .off }, share: newShare)
         for index in slots.indices { afterChange(of: index, heldOpen: false) }
         return changes
+    }
+
+    private mutating func replacePolicy(of index: Int, _ policy: BreakerPolicy, at now: UInt64)
+        -> [BreakerTransition]
+    {
+        willChange(index)
+        slots[index].goodHead = .max
+        failureClasses[index] = policy.failureStatuses.classMask
+        return slots[index].breaker.replacePolicy(policy, at: now)
     }
 
     /// Goes on with a breaker where an earlier agent ended.
@@ -204,14 +212,20 @@ struct BreakerBook {
 
     /// To be called before a breaker changes: notes that it does, and where a save that is under way has not come
     /// to it yet, keeps what it was for that.
+    @inline(__always)
     private mutating func willChange(_ index: Int) {
-        if isSaving && unsaved.contains(index) && !slots[index].isKept {
+        if isSaving { keep(index) }
+        dirty.mark(index)
+    }
+
+    @inline(never)
+    private mutating func keep(_ index: Int) {
+        if unsaved.contains(index) && !slots[index].isKept {
             var writer = StateWriter(capacity: 128)
             slots.withUnsafeMutableBufferPointer { BreakerBook.save($0.baseAddress! + index, to: &writer) }
             kept += writer.flush().bytes.bindMemory(to: UInt64.self)
             slots[index].isKept = true
         }
-        dirty.mark(index)
     }
 
     /// Takes over a row of an agent before; false if it makes no sense. What is restored takes effect with
@@ -290,17 +304,40 @@ struct BreakerBook {
     }
 
     /// Feeds a sample to a breaker if that leaves nothing to settle; false if it is to be fed with `record`.
-    private mutating func recordQuietly(_ sample: Sample, slot: Int) -> Bool {
-        willChange(slot)
+    private mutating func recordQuietly(_ sample: Sample, slot index: Int) -> Bool {
+        recordQuietly(slot: index) { slot in
+            guard slot.breaker.recordQuietly(sample) else { return false }
+            slot.goodHead = sample.head
+            return true
+        }
+    }
+
+    /// Feeds a sample to the breaker of a slot if it is, but for its figures, one that went well before, and if
+    /// that leaves nothing to settle.
+    /// - Returns: False if it is to be decoded, and fed with `record`.
+    @inline(__always)
+    mutating func recordAgain(_ record: SampleRecord, slot index: Int) -> Bool {
+        let isAgain = slots.withUnsafeBufferPointer { $0[index].goodHead == record.head }
+        return isAgain
+            && recordQuietly(slot: index) { slot in
+                slot.breaker.recordQuietly(duration: record.duration, at: record.time)
+            }
+    }
+
+    @inline(__always)
+    private mutating func recordQuietly(slot index: Int, _ feed: (inout Slot) -> Bool) -> Bool {
+        willChange(index)
         return slots.withUnsafeMutableBufferPointer { slots in
+            let slot = slots.baseAddress.unsafelyUnwrapped + index
             // An alert that the kernel has may have to be taken back.
-            guard !slots[slot].writtenAlert, slots[slot].breaker.recordQuietly(sample) else { return false }
-            slots[slot].admittedRequests += 1
+            guard !slot.pointee.writtenAlert, feed(&slot.pointee) else { return false }
+            slot.pointee.admittedRequests &+= 1
             return true
         }
     }
 
     /// Whether a sample is a failure: to its service's breaker if there is one, else by its status, 5xx.
+    @inline(__always)
     func isFailure(_ sample: Sample) -> Bool {
         guard let slot = slot(of: sample.service) else { return sample.isFailure(.serverErrors) }
         if sample.outcome == .ok && failureClasses[slot] >> UInt32(sample.status / 100) & 1 == 0 {

@@ -978,7 +978,7 @@ final class Engine {
         for (service, id) in zip(wanted.services, ids) where service.breaker != nil {
             policies.append((id, BreakerPolicy(service.breaker)))
         }
-        let changes = intake.breakers.configure(
+        let changes = intake.configure(
             policies, share: wanted.breakers.maxOpenShare, at: MonotonicClock.now())
         if let inherited {
             restoreBreakers(inherited)

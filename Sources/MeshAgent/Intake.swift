@@ -53,10 +53,10 @@ struct Intake {
     /// Shows a record to its breaker, ahead of its being counted. False if it leaves the breaker to settle
     /// before the next one.
     mutating func decide(_ record: UnsafeRawBufferPointer) -> Bool {
-        // Most records are none of theirs, and are not worth decoding twice.
-        guard record.count >= Sample.length, record[1] == Sample.Role.client.rawValue,
-            breakers.slot(of: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self)) != nil,
-            let sample = Sample(record: record), let change = breakers.record(sample)
+        // Most records are none of theirs, or went well like those before: they are not worth decoding twice.
+        guard let record = SampleRecord(record), record.isOfAttempt,
+            let slot = breakers.slot(of: record.service), !breakers.recordAgain(record, slot: slot),
+            let sample = Sample(record), let change = breakers.record(sample)
         else { return true }
         sawUrgent = sawUrgent || change.isUrgent
         if change.isSettled { return true }
@@ -66,19 +66,35 @@ struct Intake {
 
     /// Counts a record. False if it leaves work to do before the next one.
     mutating func count(_ record: UnsafeRawBufferPointer) -> Bool {
-        guard let sample = Sample(record: record) else {
+        guard let found = SampleRecord(record) else {
             other(record)
             return true
         }
+        if !isFollowed && traffic.recordAgain(found, wallOffset: wallOffset) {
+            received += 1
+            return true
+        }
+        guard let sample = Sample(found) else {
+            malformed += 1
+            return true
+        }
         received += 1
+        let isKnown = services.isKnown(sample.service)
         traffic.record(
             sample, workload: workloads.index(cgroup: sample.workload),
-            wallTime: sample.time &+ wallOffset, error: breakers.isFailure(sample))
-        let isKnown = services.isKnown(sample.service)
+            wallTime: sample.time &+ wallOffset, error: breakers.isFailure(sample), mayRepeat: isKnown)
         if isKnown && !isFollowed { return true }
         work = Work(
             sample: sample, isUnknown: !isKnown, tuple: isFollowed ? SampleTuple(record: record) : nil)
         return false
+    }
+
+    /// Follows a configuration: see `BreakerBook.configure`.
+    mutating func configure(
+        _ policies: [(service: UInt32, policy: BreakerPolicy)], share: Double, at now: UInt64
+    ) -> [(slot: Int, transitions: [BreakerTransition])] {
+        traffic.forgetLast()
+        return breakers.configure(policies, share: share, at: now)
     }
 
     /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.

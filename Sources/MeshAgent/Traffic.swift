@@ -26,13 +26,37 @@ struct Traffic {
     private var unsavedReactions: MetricsHistogram?
     private var boundsChanged = true
 
+    /// What requests with one head are counted as.
+    private struct Known {
+        /// Of their records.
+        var head: UInt64 = 0
+        /// Their row; below 0: there are none.
+        var row: Int32 = -1
+        /// Whether they are errors.
+        var isError = false
+    }
+
     /// A service in one role.
     private struct Recent {
-        var requestHint = SeriesHint()
-        var connectionHint = SeriesHint()
+        /// The cgroup of its last sample, and the row of that connection; below 0: not its own, or there was none.
+        var cgroup: UInt64 = 0
+        var connectionRow: Int32 = -1
+        /// The two kinds of requests that were last new, of that cgroup: many services have two usual codes.
+        var known = (last: Known(), before: Known())
         var requests: UInt64 = 0
         var errors: UInt64 = 0
         var window = LatencyWindow()
+
+        mutating func remember(_ new: Known) {
+            guard known.last.head != new.head && known.before.head != new.head else { return }
+            known = (last: new, before: known.last)
+        }
+
+        mutating func count(duration: UInt64, error: Bool, at time: UInt64) {
+            requests &+= 1
+            if error { errors &+= 1 }
+            window.record(duration: duration, error: error, at: time)
+        }
     }
     private var recent: [Recent] = []
     /// Of each, the service and the role: the index into `recentIndex`.
@@ -53,31 +77,87 @@ struct Traffic {
     }
 
     /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
-    mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool) {
+    /// - Parameter mayRepeat: Others that are like it but for their figures may be recorded with `recordAgain`.
+    mutating func record(
+        _ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool, mayRepeat: Bool
+    ) {
         guard let index = index(sample.service, sample.role) else {
             connections.record(sample, workload: workload)
             requests.record(sample, workload: workload, wallTime: wallTime)
             return
         }
         recent.withUnsafeMutableBufferPointer { recent in
-            connections.record(sample, workload: workload, &recent[index].connectionHint)
+            let recent = recent.baseAddress.unsafelyUnwrapped + index
+            if recent.pointee.cgroup == sample.workload && recent.pointee.connectionRow >= 0 {
+                connections.record(sample, row: Int(recent.pointee.connectionRow))
+            } else {
+                recent.pointee.cgroup = sample.workload
+                recent.pointee.connectionRow = Int32(
+                    connections.record(sample, workload: workload) ?? -1)
+                recent.pointee.known = (Known(), Known())
+            }
             if sample.kind == .request {
-                requests.record(sample, workload: workload, wallTime: wallTime, &recent[index].requestHint)
+                let row = requests.record(sample, workload: workload, wallTime: wallTime)
+                if mayRepeat, let row, recent.pointee.connectionRow >= 0 {
+                    recent.pointee.remember(Known(head: sample.head, row: Int32(row), isError: error))
+                }
             } else if sample.kind != .connect || sample.outcome == .ok {
                 return
             }
             // A connect that failed is a request that could not even be made: whoever looks at a service
             // that refuses must see it.
             dirty.mark(index)
-            recent[index].requests += 1
-            if error { recent[index].errors += 1 }
-            recent[index].window.record(duration: sample.duration, error: error, at: sample.time)
+            recent.pointee.count(duration: sample.duration, error: error, at: sample.time)
         }
+    }
+
+    /// Records a request that is, but for its figures, one of the last of its service and role once more.
+    /// - Parameter wallOffset: What to add to a monotonic time for nanoseconds since 1970.
+    /// - Returns: False if nothing was done: it is to be decoded, and recorded with `record`.
+    mutating func recordAgain(_ record: SampleRecord, wallOffset: UInt64) -> Bool {
+        let key = Traffic.key(record.service, isClient: record.isOfClient)
+        guard key < recentIndex.count else { return false }
+        let index = Int(recentIndex[key])
+        guard index >= 0 else { return false }
+        return recent.withUnsafeMutableBufferPointer { recent in
+            let recent = recent.baseAddress.unsafelyUnwrapped + index
+            guard recent.pointee.cgroup == record.workload else { return false }
+            let head = record.head
+            var known = recent.pointee.known.last
+            if known.head != head {
+                known = recent.pointee.known.before
+                guard known.head == head else { return false }
+            }
+            guard known.row >= 0 else { return false }
+            let (time, duration) = (record.time, record.duration)
+            connections.record(
+                row: Int(recent.pointee.connectionRow), sentBytes: record.sentBytes,
+                receivedBytes: record.receivedBytes, retransmits: record.retransmits)
+            requests.record(
+                row: Int(known.row), duration: duration, traceID: record.traceID,
+                wallTime: time &+ wallOffset)
+            dirty.mark(index)
+            recent.pointee.count(duration: duration, error: known.isError, at: time)
+            return true
+        }
+    }
+
+    /// Forgets which samples were the last ones: rows were moved, or what is an error may have changed.
+    mutating func forgetLast() {
+        for index in recent.indices {
+            recent[index].known = (Known(), Known())
+            recent[index].connectionRow = -1
+        }
+    }
+
+    /// The index into `recentIndex` of a service in a role.
+    private static func key(_ service: UInt32, isClient: Bool) -> Int {
+        Int(service) * 2 + (isClient ? 0 : 1)
     }
 
     /// The place in `recent` of a service in a role, from now on; nil for an ID that no service has.
     private mutating func index(_ service: UInt32, _ role: Sample.Role) -> Int? {
-        let key = Int(service) * 2 + (role == .client ? 0 : 1)
+        let key = Traffic.key(service, isClient: role == .client)
         guard key < recentIndex.count else { return nil }
         if recentIndex[key] < 0 {
             recentIndex[key] = Int32(recent.count)
@@ -89,7 +169,7 @@ struct Traffic {
     }
 
     private func recent(_ service: UInt32, _ role: Sample.Role) -> Recent? {
-        let key = Int(service) * 2 + (role == .client ? 0 : 1)
+        let key = Traffic.key(service, isClient: role == .client)
         guard key < recentIndex.count, recentIndex[key] >= 0 else { return nil }
         return recent[Int(recentIndex[key])]
     }
@@ -127,10 +207,7 @@ struct Traffic {
     /// - Returns: Whether there were any.
     mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) -> Bool {
         let found = workloads.sweep(requests: &requests, connections: &connections, at: now)
-        for index in recent.indices {
-            recent[index].requestHint = SeriesHint()
-            recent[index].connectionHint = SeriesHint()
-        }
+        forgetLast()
         return found
     }
 

@@ -247,18 +247,28 @@ public struct Breaker: Sendable {
     /// Takes in what almost every sample is: a request that went well, while nothing has gone wrong for a
     /// whole window. It is what `record` would do, in a few nanoseconds, and changes nothing but the
     /// window's count.
-    /// - Returns: False if the sample or the breaker is any other; nothing was done.
+    /// - Returns: False if the sample or the breaker is any other: then nothing was counted.
     public mutating func recordQuietly(_ sample: Sample) -> Bool {
-        guard sample.role == .client, sample.kind == .request, sample.outcome == .ok,
-            sample.status == 0 || !policy.failureStatuses.contains(sample.status),
-            sample.flags.isEmpty, isAtEase, consecutiveFailures == 0, policy.mode != .off,
-            policy.slowCallDuration == 0 || sample.duration < policy.slowCallDuration
+        goesWell(sample) && recordQuietly(duration: sample.duration, at: sample.time)
+    }
+
+    /// Whether a sample is a request that went well, however long it took.
+    private func goesWell(_ sample: Sample) -> Bool {
+        sample.role == .client && sample.kind == .request && sample.outcome == .ok && sample.flags.isEmpty
+            && policy.mode != .off
+            && (sample.status == 0 || !policy.failureStatuses.contains(sample.status))
+    }
+
+    /// The same for a sample of the same head as one that was taken in so under this policy.
+    public mutating func recordQuietly(duration: UInt64, at time: UInt64) -> Bool {
+        guard isAtEase, consecutiveFailures == 0,
+            policy.slowCallDuration == 0 || duration < policy.slowCallDuration
         else { return false }
-        window.advance(to: sample.time)
+        window.advance(to: time)
         guard window.counts.failures == 0 && window.counts.slow == 0 else { return false }
-        if saturatingSum(epoch, sample.duration) <= sample.time {
+        if saturatingSum(epoch, duration) <= time {
             sawRequest = true
-            window.record(failure: false, slow: false, at: sample.time)
+            window.record(failure: false, slow: false, at: time)
         }
         return true
     }

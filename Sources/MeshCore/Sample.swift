@@ -167,31 +167,37 @@ public struct Sample: Equatable, Sendable {
         self.traceID = traceID
     }
 
-    /// Decodes a record of 64 bytes, or of 112 whose head is a sample. Nil if the length, the kind or
-    /// an enumeration is not one of the ABI's; alignment does not matter. A status that is not a number
-    /// of three digits is a peer's nonsense, not a malformed record: it becomes 0, so that the request
-    /// still counts.
+    /// Decodes a record. Nil if the length, the kind or an enumeration is not one of the ABI's. A status that is
+    /// not a number of three digits is a peer's nonsense, not a malformed record: it becomes 0, so that the
+    /// request still counts.
     public init?(record: UnsafeRawBufferPointer) {
-        guard record.count == Sample.length || record.count == Sample.flowLength else { return nil }
+        guard let record = SampleRecord(record) else { return nil }
+        self.init(record)
+    }
+
+    /// The same for one whose length is known to be right.
+    public init?(_ record: SampleRecord) {
+        let head = record.head
         guard
-            let kind = Kind(rawValue: record[0]), let role = Role(rawValue: record[1]),
-            let wireProtocol = WireProtocol(rawValue: record[2]), let outcome = Outcome(rawValue: record[3])
+            let kind = Kind(rawValue: UInt8(truncatingIfNeeded: head)),
+            let role = Role(rawValue: UInt8(truncatingIfNeeded: head >> 8)),
+            let wireProtocol = WireProtocol(rawValue: UInt8(truncatingIfNeeded: head >> 16)),
+            let outcome = Outcome(rawValue: UInt8(truncatingIfNeeded: head >> 24))
         else { return nil }
-        let status = record.loadUnaligned(fromByteOffset: 4, as: UInt16.self)
+        let status = UInt16(truncatingIfNeeded: head >> 32)
         self.init(
             kind: kind, role: role, wireProtocol: wireProtocol, outcome: outcome,
             status: (100...999).contains(status) ? status : 0,
-            flags: Flags(rawValue: record.loadUnaligned(fromByteOffset: 6, as: UInt16.self)),
-            service: record.loadUnaligned(fromByteOffset: 8, as: UInt32.self),
-            retransmits: record.loadUnaligned(fromByteOffset: 12, as: Int32.self),
-            workload: record.loadUnaligned(fromByteOffset: 16, as: UInt64.self),
-            time: record.loadUnaligned(fromByteOffset: 24, as: UInt64.self),
-            duration: record.loadUnaligned(fromByteOffset: 32, as: UInt64.self),
-            sentBytes: record.loadUnaligned(fromByteOffset: 40, as: Int32.self),
-            receivedBytes: record.loadUnaligned(fromByteOffset: 44, as: Int32.self),
-            traceID: TraceID(
-                high: UInt64(bigEndian: record.loadUnaligned(fromByteOffset: 48, as: UInt64.self)),
-                low: UInt64(bigEndian: record.loadUnaligned(fromByteOffset: 56, as: UInt64.self))))
+            flags: Flags(rawValue: UInt16(truncatingIfNeeded: head >> 48)), service: record.service,
+            retransmits: record.retransmits, workload: record.workload, time: record.time,
+            duration: record.duration, sentBytes: record.sentBytes, receivedBytes: record.receivedBytes,
+            traceID: record.traceID)
+    }
+
+    /// The head of a record that says the same.
+    public var head: UInt64 {
+        UInt64(kind.rawValue) | UInt64(role.rawValue) << 8 | UInt64(wireProtocol.rawValue) << 16
+            | UInt64(outcome.rawValue) << 24 | UInt64(status) << 32 | UInt64(flags.rawValue) << 48
     }
 
     /// The value of the label `code` as a number: the HTTP status, else the outcome's raw value (0 to 5).
@@ -214,6 +220,51 @@ public struct Sample: Equatable, Sendable {
             failure: isFailure(policy.failureStatuses),
             slow: kind == .request && policy.slowCallDuration > 0 && duration >= policy.slowCallDuration,
             probe: flags.contains(.probe), connect: kind == .connect, duration: duration)
+    }
+}
+
+/// A record of kinds 1 to 6 in the ring buffer, as it lies there: of what it holds only the length was checked.
+public struct SampleRecord {
+    @usableFromInline let bytes: UnsafeRawPointer
+
+    /// A record of 64 bytes, or of 112 whose head is a sample; nil for one of any other length. Alignment does
+    /// not matter. It is valid as long as the record is.
+    @inlinable public init?(_ record: UnsafeRawBufferPointer) {
+        guard record.count == Sample.length || record.count == Sample.flowLength else { return nil }
+        bytes = record.baseAddress.unsafelyUnwrapped
+    }
+
+    /// Kind, role, protocol, outcome, status and flags, as they lie in it: where one record with this head can
+    /// be decoded, all can.
+    @inlinable public var head: UInt64 { load(0) }
+    /// Whether it says that its role is the client's.
+    @inlinable public var isOfClient: Bool { load(1) == Sample.Role.client.rawValue }
+    /// Whether it says that it is of a client's request or connect: no other tells a breaker anything.
+    @inlinable public var isOfAttempt: Bool {
+        let kind: UInt8 = load(0)
+        return isOfClient && (kind == Sample.Kind.request.rawValue || kind == Sample.Kind.connect.rawValue)
+    }
+    /// The service's ID.
+    @inlinable public var service: UInt32 { load(8) }
+    /// Segments retransmitted.
+    @inlinable public var retransmits: Int32 { load(12) }
+    /// The cgroup ID.
+    @inlinable public var workload: UInt64 { load(16) }
+    /// When it ended.
+    @inlinable public var time: UInt64 { load(24) }
+    /// How long it took.
+    @inlinable public var duration: UInt64 { load(32) }
+    /// Payload bytes sent.
+    @inlinable public var sentBytes: Int32 { load(40) }
+    /// Payload bytes received.
+    @inlinable public var receivedBytes: Int32 { load(44) }
+    /// The trace ID; nil if it is unknown.
+    @inlinable public var traceID: TraceID? {
+        TraceID(high: UInt64(bigEndian: load(48)), low: UInt64(bigEndian: load(56)))
+    }
+
+    @inlinable func load<Value: BitwiseCopyable>(_ offset: Int) -> Value {
+        bytes.loadUnaligned(fromByteOffset: offset, as: Value.self)
     }
 }
 

@@ -69,24 +69,22 @@ public struct ConnectionTable: Sendable {
 
     /// Records what a sample of any kind says about its connection, which belongs to the workload with the
     /// given index.
-    public mutating func record(_ sample: Sample, workload: UInt32) {
-        var hint = SeriesHint()
-        record(sample, workload: workload, &hint)
+    /// - Returns: The row that it is recorded in; nil if that is not its own.
+    @discardableResult
+    public mutating func record(_ sample: Sample, workload: UInt32) -> Int? {
+        let key = SeriesKey(service: sample.service, workload: workload, role: sample.role)
+        let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key)
+        if isNew { addRow() }
+        record(sample, row: row)
+        return index.keys[row] == key ? row : nil
     }
 
-    /// The same with a hint of the row, from the sample before.
-    public mutating func record(_ sample: Sample, workload: UInt32, _ hint: inout SeriesHint) {
-        let key = SeriesKey(service: sample.service, workload: workload, role: sample.role)
-        let (row, isNew) = sample.kind == .close ? index.rowOfEnd(of: key) : index.row(of: key, &hint)
-        if isNew { addRow() }
-        dirty.mark(row)
+    /// The same for a sample whose row, 0 to `count` - 1, is known.
+    public mutating func record(_ sample: Sample, row: Int) {
+        record(
+            row: row, sentBytes: sample.sentBytes, receivedBytes: sample.receivedBytes,
+            retransmits: sample.retransmits)
         let base = row * stride
-        // Signed: a sample may take back what another told too much (mesh_abi.h).
-        values.withUnsafeMutableBufferPointer { values in
-            values[base + Counter.sentBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.sentBytes)
-            values[base + Counter.receivedBytes.rawValue] &+= UInt64(truncatingIfNeeded: sample.receivedBytes)
-            values[base + Counter.retransmits.rawValue] &+= UInt64(truncatingIfNeeded: sample.retransmits)
-        }
         switch sample.kind {
         case .connect:
             values[base + Counter(failure: sample.outcome).rawValue] += 1
@@ -106,6 +104,18 @@ public struct ConnectionTable: Sendable {
             values[base + Counter.active.rawValue] &-= 1
         case .request, .bytes:
             break
+        }
+    }
+
+    /// Records what a connection of a row, 0 to `count` - 1, has sent and received.
+    public mutating func record(row: Int, sentBytes: Int32, receivedBytes: Int32, retransmits: Int32) {
+        dirty.mark(row)
+        let base = row * stride
+        // Signed: a sample may take back what another told too much (mesh_abi.h).
+        values.withUnsafeMutableBufferPointer { values in
+            values[base + Counter.sentBytes.rawValue] &+= UInt64(truncatingIfNeeded: sentBytes)
+            values[base + Counter.receivedBytes.rawValue] &+= UInt64(truncatingIfNeeded: receivedBytes)
+            values[base + Counter.retransmits.rawValue] &+= UInt64(truncatingIfNeeded: retransmits)
         }
     }
 

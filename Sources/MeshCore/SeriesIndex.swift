@@ -1,15 +1,5 @@
 // Which row a series has: a hash index over flat storage that bounds how many rows there are.
 
-/// The row that a key had when it was last recorded: kept by whoever records many samples of the same few
-/// keys, it saves the search. Forget it when rows were removed.
-public struct SeriesHint: Sendable {
-    fileprivate var key: UInt64 = 0
-    fileprivate var row = 0
-
-    /// Knows no row yet.
-    public init() {}
-}
-
 /// Maps series keys to row numbers, by open addressing.
 ///
 /// Rows are given in order of appearance. Once there are `maxSeries` of them, a new key is folded: it
@@ -48,18 +38,6 @@ struct SeriesIndex: Sendable {
     /// The row of a key that had one before, however many there are, and whether it is new.
     mutating func restore(_ key: SeriesKey) -> (row: Int, isNew: Bool) {
         find(key).map { ($0, false) } ?? (add(key), true)
-    }
-
-    /// The same with a hint, which is then of this key.
-    mutating func row(of key: SeriesKey, _ hint: inout SeriesHint) -> (row: Int, isNew: Bool) {
-        if hint.key == key.rawValue { return (hint.row, false) }
-        let found = row(of: key)
-        // Not of a folded one: each is counted.
-        if keys[found.row] == key {
-            hint.key = key.rawValue
-            hint.row = found.row
-        }
-        return found
     }
 
     /// The row in which the end of something is recorded that began under this key: where the key has no

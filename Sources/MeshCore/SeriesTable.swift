@@ -61,22 +61,25 @@ public struct SeriesTable: Sendable {
 
     /// Records a request. `duration` in nanoseconds, `wallTime` (of an exemplar, when the trace ID is
     /// known) in nanoseconds since 1970.
-    public mutating func record(_ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64) {
-        var hint = SeriesHint()
-        record(key, duration: duration, traceID: traceID, wallTime: wallTime, &hint)
+    /// - Returns: The row that it is recorded in; nil if that is not its own.
+    @discardableResult
+    public mutating func record(_ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64)
+        -> Int?
+    {
+        let (row, isNew) = index.row(of: key)
+        if isNew { addRow() }
+        record(row: row, duration: duration, traceID: traceID, wallTime: wallTime)
+        return index.keys[row] == key ? row : nil
     }
 
-    private mutating func record(
-        _ key: SeriesKey, duration: UInt64, traceID: TraceID?, wallTime: UInt64, _ hint: inout SeriesHint
-    ) {
-        let (row, isNew) = index.row(of: key, &hint)
-        if isNew { addRow() }
+    /// Records a request in a row, 0 to `count` - 1.
+    public mutating func record(row: Int, duration: UInt64, traceID: TraceID?, wallTime: UInt64) {
         dirty.mark(row)
         let bucket = histogramBucket(of: duration, in: bounds)
         let base = row * stride
         values.withUnsafeMutableBufferPointer { values in
             values[base] &+= duration
-            values[base + 1 + bucket] += 1
+            values[base + 1 + bucket] &+= 1
         }
         if let traceID {
             exemplars[row * (bounds.count + 1) + bucket] = Exemplar(
@@ -92,20 +95,14 @@ public struct SeriesTable: Sendable {
 
     /// Records a sample if it is a request, of the workload with the given index; `wallTime` in
     /// nanoseconds since 1970.
-    public mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64) {
-        var hint = SeriesHint()
-        record(sample, workload: workload, wallTime: wallTime, &hint)
-    }
-
-    /// The same with a hint of the row, from the sample before.
-    public mutating func record(
-        _ sample: Sample, workload: UInt32, wallTime: UInt64, _ hint: inout SeriesHint
-    ) {
-        guard sample.kind == .request else { return }
+    /// - Returns: The row that it is recorded in; nil if that is not its own, or it is none.
+    @discardableResult
+    public mutating func record(_ sample: Sample, workload: UInt32, wallTime: UInt64) -> Int? {
+        guard sample.kind == .request else { return nil }
         let key = SeriesKey(
             service: sample.service, workload: workload, role: sample.role, wireProtocol: sample.wireProtocol,
             code: sample.code)
-        record(key, duration: sample.duration, traceID: sample.traceID, wallTime: wallTime, &hint)
+        return record(key, duration: sample.duration, traceID: sample.traceID, wallTime: wallTime)
     }
 
     /// The series of a row, 0 to `count` - 1.

@@ -45,12 +45,20 @@ public struct LatencyWindow: Sendable {
         var shift: UInt8 = 0
         /// How many of them took less than the first octave.
         var below: UInt16 = 0
+
+        /// Whether the request of this number, counted from 1, is in the histogram. Chosen by a hash, because
+        /// traffic may have a rhythm of its own.
+        func keeps(_ number: UInt64) -> Bool {
+            shift == 0 || (number &* 0x9E37_79B9_7F4A_7C15) >> (64 - UInt64(shift)) == 0
+        }
     }
 
     private static let octaves = 24
     private static let perOctave = 24
     private static let lowestBit = 13
     private static let bucketCount = octaves * perOctave + 1
+    /// How many requests are noted before they are counted.
+    private static let batch = 32
     /// Octaves that have memory from the first request on: two in each slot.
     private static let firstChunks = 10
 
@@ -60,12 +68,14 @@ public struct LatencyWindow: Sendable {
     private var newest: UInt64 = 0
     /// The running slot; its copy among the others is stale.
     private var running = Slot()
+    /// The buckets of the latest requests, 16 bits each, which are only noted: to count them many at a time waits
+    /// less for memory.
+    private var notes: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (
+        0, 0, 0, 0, 0, 0, 0, 0
+    )
     /// First, for each slot's octaves, the number of its chunk plus one (0: it has none); then the chunks,
     /// each the buckets of one octave.
     private var storage: [UInt16] = []
-    /// The running slot's octave of the last request, and where its buckets begin: most are in the same.
-    private var lastOctave = -1
-    private var lastStart = 0
     /// The running slot's place among all.
     private var place = 0
     private var slots: [Slot] = []
@@ -81,22 +91,55 @@ public struct LatencyWindow: Sendable {
     public mutating func record(duration: UInt64, error: Bool, at now: UInt64) {
         if now >= slotEnd { enterSlot(at: now) }
         newest = max(newest, now)
-        running.requests += 1
         if error { running.errors += 1 }
-        // Chosen by a hash of their number, because traffic may have a rhythm of its own.
-        let hash = running.requests &* 0x9E37_79B9_7F4A_7C15
-        guard running.shift == 0 || hash >> (64 - UInt64(running.shift)) == 0 else { return }
-        let bucket = LatencyWindow.bucket(of: duration)
-        if bucket == 0 {
-            if running.below == .max { thin() }
-            running.below += 1
-            return
+        let note = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
+        let bucket = UInt16(truncatingIfNeeded: LatencyWindow.bucket(of: duration))
+        withUnsafeMutableBytes(of: &notes) {
+            $0.storeBytes(of: bucket, toByteOffset: note &* 2, as: UInt16.self)
         }
-        let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
-        if octave != lastOctave { find(octave) }
-        let index = lastStart + step
-        if storage[index] == .max { thin() }
-        storage[index] += 1
+        running.requests &+= 1
+        if note == LatencyWindow.batch - 1 { countNotes(LatencyWindow.batch) }
+    }
+
+    /// Counts the last so many requests of the running slot, which were only noted.
+    @inline(never)
+    private mutating func countNotes(_ count: Int) {
+        var next = 0
+        while let octave = countNotes(&next, of: count) {
+            storage[entry(of: octave, in: place)] = UInt16(takeChunk() + 1)
+        }
+    }
+
+    /// Counts them from `next` on, up to one whose octave has no memory yet.
+    /// - Returns: That octave; nil if all are counted.
+    private mutating func countNotes(_ next: inout Int, of count: Int) -> Int? {
+        let first = entry(of: 0, in: place)
+        let numbers = running.requests &- UInt64(count)
+        return withUnsafeBytes(of: notes) { notes in
+            storage.withUnsafeMutableBufferPointer { storage in
+                while next < count {
+                    let bucket = Int(notes.load(fromByteOffset: next &* 2, as: UInt16.self))
+                    next &+= 1
+                    guard running.keeps(numbers &+ UInt64(next)) else { continue }
+                    if bucket == 0 {
+                        if running.below == .max { LatencyWindow.thin(&running, first, storage) }
+                        running.below += 1
+                        continue
+                    }
+                    let octave = (bucket &- 1) / LatencyWindow.perOctave
+                    let chunk = Int(storage[first &+ octave])
+                    if chunk == 0 {
+                        next &-= 1
+                        return octave
+                    }
+                    let start = LatencyWindow.start(ofChunk: chunk &- 1)
+                    let counted = start &+ bucket &- 1 &- octave &* LatencyWindow.perOctave
+                    if storage[counted] == .max { LatencyWindow.thin(&running, first, storage) }
+                    storage[counted] &+= 1
+                }
+                return nil
+            }
+        }
     }
 
     /// Makes the slot of a time that is past the running one's end the running slot.
@@ -108,28 +151,29 @@ public struct LatencyWindow: Sendable {
                 contentsOf: repeatElement(0, count: LatencyWindow.start(ofChunk: LatencyWindow.firstChunks)))
             firstRecord = now
         }
+        countNotes()
         slots[place] = running
         let number = now / LatencyWindow.slotLength + 1
         let (end, overflow) = number.multipliedReportingOverflow(by: LatencyWindow.slotLength)
         slotEnd = overflow ? .max : end
         place = Int(number % UInt64(LatencyWindow.slotCount))
         running = Slot(number: number)
-        lastOctave = -1
-        for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
-        where storage[octave] != 0 {
+        for octave in entry(of: 0, in: place)..<entry(of: 0, in: place + 1) where storage[octave] != 0 {
             let chunk = Int(storage[octave]) - 1
             if chunk < 64 { used.0 &= ~(1 << UInt64(chunk)) } else { used.1 &= ~(1 << UInt64(chunk - 64)) }
             storage[octave] = 0
         }
     }
 
-    /// Looks up where the running slot's buckets of an octave begin.
-    @inline(never)
-    private mutating func find(_ octave: Int) {
-        let entry = place * LatencyWindow.octaves + octave
-        if storage[entry] == 0 { storage[entry] = UInt16(takeChunk() + 1) }
-        lastOctave = octave
-        lastStart = LatencyWindow.start(ofChunk: Int(storage[entry]) - 1)
+    /// Counts what of the running slot was only noted so far.
+    private mutating func countNotes() {
+        let count = Int(truncatingIfNeeded: running.requests) & (LatencyWindow.batch - 1)
+        if count > 0 { countNotes(count) }
+    }
+
+    /// Where in `storage` the chunk of a slot's octave is named.
+    private func entry(of octave: Int, in place: Int) -> Int {
+        place * LatencyWindow.octaves + octave
     }
 
     /// A chunk that was free, all zero.
@@ -147,30 +191,38 @@ public struct LatencyWindow: Sendable {
         return chunk
     }
 
-    /// From now on the running slot keeps half as many.
-    private mutating func thin() {
-        running.shift += 1
-        running.below /= 2
-        for octave in place * LatencyWindow.octaves..<(place + 1) * LatencyWindow.octaves
-        where storage[octave] != 0 {
-            let start = LatencyWindow.start(ofChunk: Int(storage[octave]) - 1)
-            for index in start..<start + LatencyWindow.perOctave { storage[index] /= 2 }
+    /// From now on the slot, whose octaves begin at `first`, keeps half as many.
+    private static func thin(_ slot: inout Slot, _ first: Int, _ storage: UnsafeMutableBufferPointer<UInt16>)
+    {
+        slot.shift += 1
+        slot.below /= 2
+        for octave in first..<first + octaves where storage[octave] != 0 {
+            let start = start(ofChunk: Int(storage[octave]) - 1)
+            for index in start..<start + perOctave { storage[index] /= 2 }
         }
     }
 
     /// Where in `storage` a chunk begins.
-    private static func start(ofChunk chunk: Int) -> Int { slotCount * octaves + chunk * perOctave }
+    private static func start(ofChunk chunk: Int) -> Int {
+        slotCount * octaves + chunk * perOctave
+    }
 
     /// What one bucket of a slot holds.
     private func count(_ slot: Slot, _ place: Int, _ bucket: Int) -> UInt64 {
         guard bucket > 0 else { return UInt64(slot.below) }
         let (octave, step) = (bucket - 1).quotientAndRemainder(dividingBy: LatencyWindow.perOctave)
-        let chunk = Int(storage[place * LatencyWindow.octaves + octave]) - 1
+        let chunk = Int(storage[entry(of: octave, in: place)]) - 1
         return chunk < 0 ? 0 : UInt64(storage[LatencyWindow.start(ofChunk: chunk) + step])
     }
 
     /// What the window says at `now`, in monotonic nanoseconds.
     public func summary(at now: UInt64) -> Summary {
+        var counted = self
+        counted.countNotes()
+        return counted.summaryOfCounted(at: now)
+    }
+
+    private func summaryOfCounted(at now: UInt64) -> Summary {
         let now = max(now, newest)
         let number = now / LatencyWindow.slotLength + 1
         let oldest =

@@ -23,20 +23,35 @@ public struct SlidingWindow: Equatable, Sendable {
         public var failureRatio: Double { requests == 0 ? 0 : Double(failures) / Double(requests) }
         /// Slow calls by requests, 0 to 1; 0 when there were none.
         public var slowRatio: Double { requests == 0 ? 0 : Double(slow) / Double(requests) }
+
+        fileprivate mutating func add(_ slot: Slot) {
+            requests += UInt64(slot.requests)
+            failures += UInt64(slot.failures)
+            slow += UInt64(slot.slow)
+        }
+
+        fileprivate mutating func remove(_ slot: Slot) {
+            requests -= UInt64(slot.requests)
+            failures -= UInt64(slot.failures)
+            slow -= UInt64(slot.slow)
+        }
     }
 
     /// The window's length in nanoseconds, as given.
     public let length: UInt64
     /// What the window held when it was last touched: see `advance(to:)`.
     public private(set) var counts = Counts()
+    /// What of that was there when the running slot began: the rest is the running slot's.
+    private var before = Counts()
 
     private let width: UInt64
     /// Narrow, because there are as many windows as services: no slot sees 2^32 requests.
-    private struct Slot: Equatable {
+    fileprivate struct Slot: Equatable {
         var requests: UInt32 = 0
         var failures: UInt32 = 0
         var slow: UInt32 = 0
     }
+    /// Those that have ended. The running one's place is empty.
     private var slots = [Slot](repeating: Slot(), count: SlidingWindow.slotCount)
     /// The running slot's number since time 0; its place is this modulo `slotCount`.
     private(set) var slot: UInt64 = 0
@@ -53,15 +68,28 @@ public struct SlidingWindow: Equatable, Sendable {
     /// How many words `save` writes.
     static let savedWords = slotCount * 3 / 2
 
+    /// The running slot.
+    private var running: Slot {
+        Slot(
+            requests: UInt32(truncatingIfNeeded: counts.requests &- before.requests),
+            failures: UInt32(truncatingIfNeeded: counts.failures &- before.failures),
+            slow: UInt32(truncatingIfNeeded: counts.slow &- before.slow))
+    }
+
+    /// The running slot's place.
+    private var place: Int { Int(slot % UInt64(SlidingWindow.slotCount)) }
+
     /// Writes the slots: requests and failures of each in one word, then the slow calls of two in one.
     func save(to words: UnsafeMutablePointer<UInt64>) {
+        let (place, running) = (place, running)
         slots.withUnsafeBufferPointer { slots in
+            let slot = { $0 == place ? running : slots[$0] }
             for place in 0..<SlidingWindow.slotCount {
-                words[place] = UInt64(slots[place].requests) | UInt64(slots[place].failures) << 32
+                words[place] = UInt64(slot(place).requests) | UInt64(slot(place).failures) << 32
             }
             for pair in 0..<SlidingWindow.slotCount / 2 {
                 words[SlidingWindow.slotCount + pair] =
-                    UInt64(slots[2 * pair].slow) | UInt64(slots[2 * pair + 1].slow) << 32
+                    UInt64(slot(2 * pair).slow) | UInt64(slot(2 * pair + 1).slow) << 32
             }
         }
     }
@@ -77,55 +105,55 @@ public struct SlidingWindow: Equatable, Sendable {
         slotEnd = isPast ? .max : time
         for place in slots.indices {
             let slow = words[SlidingWindow.slotCount + place / 2] >> UInt64(place % 2 * 32)
-            slots[place] = Slot(
+            let saved = Slot(
                 requests: UInt32(truncatingIfNeeded: words[place]), failures: UInt32(words[place] >> 32),
                 slow: UInt32(truncatingIfNeeded: slow))
-            counts.requests += UInt64(slots[place].requests)
-            counts.failures += UInt64(slots[place].failures)
-            counts.slow += UInt64(slots[place].slow)
+            counts.add(saved)
+            guard place != self.place else { continue }
+            slots[place] = saved
+            before.add(saved)
         }
     }
 
     /// Forgets what is older than the window at `now`.
+    @inline(__always)
     public mutating func advance(to now: UInt64) {
-        guard now >= slotEnd else { return }
+        if now >= slotEnd { enterSlot(at: now) }
+    }
+
+    @inline(never)
+    private mutating func enterSlot(at now: UInt64) {
         let newSlot = now / width
         guard newSlot > slot else { return }
         if newSlot - slot >= UInt64(SlidingWindow.slotCount) {
             clear()
             slot = newSlot
-        }
-        while slot < newSlot {
-            slot += 1
-            let index = Int(slot % UInt64(SlidingWindow.slotCount))
-            counts.requests -= UInt64(slots[index].requests)
-            counts.failures -= UInt64(slots[index].failures)
-            counts.slow -= UInt64(slots[index].slow)
-            slots[index] = Slot()
+        } else {
+            slots[place] = running
+            while slot < newSlot {
+                slot += 1
+                counts.remove(slots[place])
+                slots[place] = Slot()
+            }
+            before = counts
         }
         let (end, overflow) = (now - now % width).addingReportingOverflow(width)
         slotEnd = overflow ? .max : end
     }
 
     /// Counts one request that ended at `now`.
+    @inline(__always)
     public mutating func record(failure: Bool, slow: Bool, at now: UInt64) {
         advance(to: now)
-        let index = Int(slot % UInt64(SlidingWindow.slotCount))
         counts.requests += 1
-        slots[index].requests += 1
-        if failure {
-            counts.failures += 1
-            slots[index].failures += 1
-        }
-        if slow {
-            counts.slow += 1
-            slots[index].slow += 1
-        }
+        if failure { counts.failures += 1 }
+        if slow { counts.slow += 1 }
     }
 
     /// Forgets everything.
     public mutating func clear() {
         for index in slots.indices { slots[index] = Slot() }
         counts = Counts()
+        before = Counts()
     }
 }

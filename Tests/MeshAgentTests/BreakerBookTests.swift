@@ -73,10 +73,14 @@ private func request(_ service: UInt32, status: UInt16 = 200, flags: Sample.Flag
     #expect(book.slots[0].admittedRequests == 0)
 }
 
-@Test func anAlertIsTakenBackByTheFirstSampleAfterIt() throws {
+/// Whether it was for a failure or, which leaves no failures in a row, for a slow call.
+@Test(arguments: [503, 200] as [UInt16])
+func anAlertIsTakenBackByTheFirstSampleAfterIt(status: UInt16) throws {
     var book = BreakerBook(share: 1)
-    _ = book.configure([(7, policy())], share: 1, at: second)
-    _ = book.record(request(7, status: 503, at: second))
+    _ = book.configure([(7, policy { $0.slowCallDuration = 2 })], share: 1, at: second)
+    var trouble = request(7, status: status, at: second)
+    trouble.duration = status == 200 ? 2 : 1
+    _ = book.record(trouble)
     let word = book.wordToWrite(0)
     #expect(word?.new.alert == true)
     let change = book.record(request(7, at: second * 30))

@@ -1062,10 +1062,16 @@ struct BreakerQuietTests {
         var now = 10 * second
         var quietly = 0
         var transitions = 0
+        var wasBad = false
         for number in 0..<200_000 {
             now += UInt64.random(in: 0...400_000, using: &random)
+            // After a failure now and then longer than the window: it is forgotten, but for its being one in a row.
+            if wasBad && Int.random(in: 0..<2, using: &random) == 0 { now += 3 * second }
             // Mostly good ones, with bad times in between.
-            let isBad = number / 5_000 % 4 == 1 && Int.random(in: 0..<3, using: &random) > 0
+            let isBad =
+                number / 5_000 % 4 == 1
+                ? Int.random(in: 0..<3, using: &random) > 0 : Int.random(in: 0..<2_000, using: &random) == 0
+            wasBad = isBad && number / 5_000 % 4 != 1
             let sample = Sample(
                 kind: Int.random(in: 0..<50, using: &random) == 0 ? .connect : .request, role: .client,
                 status: isBad ? 503 : 200, flags: long.automaticState == .halfOpen ? .probe : [], time: now,
