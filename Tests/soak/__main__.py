@@ -326,7 +326,8 @@ def main():
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
     seconds = options.minutes * 60
     again = f"make soak MINUTES={options.minutes:g} SEED={seed}"
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT, too: whoever starts it in the background may have left that ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     described = machine.describe()
     now = datetime.datetime.now(datetime.timezone.utc)
