@@ -416,7 +416,7 @@ extension Engine {
 
     /// Who asks, as histories and logs name them.
     private func actor(_ exchange: HTTPExchange) -> String {
-        exchange.peer.map { actorName(uid: $0.uid, pid: $0.pid) } ?? "unknown"
+        exchange.peer.map { actorName(userNames[$0.uid], uid: $0.uid, pid: $0.pid) } ?? "unknown"
     }
 }
 

@@ -67,6 +67,9 @@ final class Engine {
     private var intake: Intake
     private(set) var history = History()
     let bindings = TraceBindings()
+    /// The names of those who may control the agent. To ask for one takes files, or a directory server, for which
+    /// no decision is to wait.
+    let userNames: [UInt32: String]
     private var followers: [Follower] = []
 
     private var pollInterval = Engine.pollIntervals.least
@@ -130,6 +133,7 @@ final class Engine {
         startedAt = .now()
         configurationLoaded = startedAt
         startedMonotonic = MonotonicClock.now()
+        userNames = Set([0, geteuid()]).reduce(into: [:]) { $0[$1] = userName(ofUID: $1) }
         intake = Intake(
             workloads: WorkloadDirectory(kernel),
             breakers: BreakerBook(share: configuration.breakers.maxOpenShare),
@@ -202,6 +206,11 @@ final class Engine {
         while !stopping {
             let count = try poller.wait(timeout: more ? 0 : waitTime(MonotonicClock.now()))
             let isFilling = kernel.pendingBytes + kernel.heldBytes > Int(MESH_RING_BYTES) / 2
+            // Who asks or forces waits until breakers have seen what came before, not until it is counted.
+            if count > 0 {
+                decideAll()
+                for index in 0..<count { handle(poller[index]) }
+            }
             let taken = drain(limit: Engine.recordsPerTurn)
             more = taken == Engine.recordsPerTurn
             waiting += taken
@@ -217,7 +226,6 @@ final class Engine {
                 }
             }
             planLook()
-            for index in 0..<count { handle(poller[index]) }
             turn(more: more)
         }
         ServiceManager.tell(.stopping)
@@ -714,9 +722,17 @@ final class Engine {
     }
 
     private func record(_ event: BreakerEvent) {
+        note(event)
+        announce(event)
+    }
+
+    private func note(_ event: BreakerEvent) {
         history.append(event)
         // The next agent would decide most of it again, but not tell of all, nor know how fast this one was.
         wantsCommit = true
+    }
+
+    private func announce(_ event: BreakerEvent) {
         log.write(event)
         for follower in followers where follower.wantsEvents { follower.send(event.json) }
     }
@@ -738,12 +754,13 @@ final class Engine {
             forced: forced, actor: actor, reason: reason, since: now, expiresAt: now + duration)
         guard let transitions = intake.breakers.force(slot, override, at: now) else { return }
         tell(slot, transitions, sample: nil)
-        record(
-            BreakerEvent(
-                time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
-                from: before, to: forced.state, reason: .override, actor: actor, text: reason,
-                expiresAt: wallNow() + duration))
+        let event = BreakerEvent(
+            time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
+            from: before, to: forced.state, reason: .override, actor: actor, text: reason,
+            expiresAt: wallNow() + duration)
+        note(event)
         keep(slot, now)
+        announce(event)
     }
 
     /// Ends an override.
@@ -752,14 +769,14 @@ final class Engine {
         let now = MonotonicClock.now()
         let before = intake.breakers.slots[slot].breaker
         tell(slot, intake.breakers.release(slot, at: now), sample: nil)
-        if before.override != nil {
-            let breaker = intake.breakers.slots[slot]
-            record(
-                BreakerEvent(
-                    time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
-                    from: before.state, to: breaker.breaker.state, reason: .override, actor: actor))
-        }
+        guard before.override != nil else { return keep(slot, now) }
+        let breaker = intake.breakers.slots[slot]
+        let event = BreakerEvent(
+            time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
+            from: before.state, to: breaker.breaker.state, reason: .override, actor: actor)
+        note(event)
         keep(slot, now)
+        announce(event)
     }
 
     /// Keeps what was forced on a breaker, then tells the kernel.

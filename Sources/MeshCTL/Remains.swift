@@ -308,7 +308,7 @@ struct Remains: ~Copyable {
         }
         let id = try breakers.service(named: name)
         let now = MonotonicClock.now()
-        let actor = actorName(uid: geteuid(), pid: getpid())
+        let actor = actorName(userName(ofUID: geteuid()), uid: geteuid(), pid: getpid())
         guard
             let forced = breakers.force(
                 id, wish, actor: actor, at: now, wallOffset: MonotonicClock.wallOffset())

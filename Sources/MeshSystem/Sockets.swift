@@ -226,8 +226,9 @@ public func userName(ofUID uid: UInt32) -> String? {
 }
 
 /// Who does something, as histories and logs name them: `root (pid 1234)`.
-public func actorName(uid: UInt32, pid: Int32) -> String {
-    "\(userName(ofUID: uid) ?? "uid \(uid)") (pid \(pid))"
+/// - Parameter user: The name of `uid`, nil if it has none.
+public func actorName(_ user: String?, uid: UInt32, pid: Int32) -> String {
+    "\(user ?? "uid \(uid)") (pid \(pid))"
 }
 
 private func makeSocket(
