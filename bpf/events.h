@@ -155,6 +155,8 @@ static __always_inline int emit_inline(
 			 (unlikely(!(end->time_ns & 0x3c0)) &&
 				 bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >
 					 MESH_RING_BYTES / 2);
+		if (unlikely(wanted))
+			control.waker_cpu = bpf_get_smp_processor_id();
 		bpf_ringbuf_submit(sample, wanted ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	}
 	return 0;

@@ -145,6 +145,24 @@ int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
 	return result != 0 ? result : schedule(0, first);
 }
 
+bool mesh_go_to_cpu(unsigned cpu)
+{
+	cpu_set_t all, one;
+
+	if (sched_getcpu() == (int)cpu)
+		return false;
+	/* On a machine with more CPUs than the set has room for, this fails, and nothing is
+	 * changed. */
+	if (sched_getaffinity(0, sizeof(all), &all) != 0 || cpu >= CPU_SETSIZE ||
+		!CPU_ISSET(cpu, &all))
+		return true;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	sched_setaffinity(0, sizeof(all), &all);
+	return true;
+}
+
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit)
 {
 	struct rlimit now;

@@ -161,6 +161,7 @@ static const int allowed[] = {
 	__NR_getegid,
 	__NR_capget,
 	__NR_sched_getaffinity,
+	__NR_sched_setaffinity,
 	__NR_sched_setattr,
 	__NR_sched_getattr,
 	__NR_sched_getscheduler,

@@ -39,6 +39,9 @@ final class Engine {
     /// Breakers whose time has come that are moved on before the others are shown what has come since.
     private static let deadlinesPerLook = 64
 
+    /// The engine goes to another CPU no more often than this: some tens of microseconds of two CPUs each time.
+    private static let moveInterval: UInt64 = 10_000_000
+
     /// How often series of workloads that are long gone are looked for: a minute.
     private static let sweepInterval: UInt64 = 60_000_000_000
 
@@ -72,6 +75,8 @@ final class Engine {
     let userNames: [UInt32: String]
     private var followers: [Follower] = []
 
+    /// When it last went to another CPU.
+    private var lastMove: UInt64 = 0
     private var pollInterval = Engine.pollIntervals.least
     private var looks = LookPlan()
     /// Records that breakers were shown, and that are still to be counted.
@@ -220,13 +225,13 @@ final class Engine {
             }
             // Not only what breakers call urgent wakes: a status of a class with failures in it does, and a
             // sample behind one that is being written. A ring buffer that fills, and followers, are no reason.
-            if !isFilling && !intake.isFollowed {
-                for index in 0..<count where poller[index].token == Token.ring.rawValue {
-                    intake.sawUrgent = true
-                }
-            }
+            let isWoken =
+                !isFilling && !intake.isFollowed
+                && (0..<count).contains { poller[$0].token == Token.ring.rawValue }
+            if isWoken { intake.sawUrgent = true }
             planLook()
             turn(more: more)
+            if isWoken { goToWaker() }
         }
         ServiceManager.tell(.stopping)
         shared.setReady(false)
@@ -387,6 +392,14 @@ final class Engine {
         } else if taken < Engine.recordsPerPoll.lowerBound {
             pollInterval = min(pollInterval * 2, Engine.pollIntervals.most)
         }
+    }
+
+    /// Goes to the CPU whose traffic woke the engine: failures mostly come several in a row, and the next one
+    /// finds it there. Another CPU may sleep, and a virtual one wakes when its host pleases.
+    private func goToWaker() {
+        let now = MonotonicClock.now()
+        guard now >= lastMove + Engine.moveInterval else { return }
+        if MeshSystem.Thread.go(toCPU: kernel.wakerCPU) { lastMove = now }
     }
 
     /// Decides whether the kernel is to wake the engine for the next urgent sample, or the engine looks by

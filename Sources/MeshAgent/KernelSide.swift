@@ -378,6 +378,9 @@ final class KernelSide: CgroupTree {
     /// When the ring buffer is looked at whatever happens: until then the kernel wakes nobody. 0: it does.
     func setNextLook(at time: UInt64) { mesh_store_release_u64(field(\mesh_control.next_look_ns), time) }
 
+    /// The CPU on which the program ran that last woke the engine.
+    var wakerCPU: UInt32 { mesh_load_acquire_u32(field(\mesh_control.waker_cpu)) }
+
     /// Whether samples should carry addresses.
     func setFlowsWanted(_ wanted: Bool) {
         mesh_store_release_u32(field(\mesh_control.flows_wanted), wanted ? 1 : 0)

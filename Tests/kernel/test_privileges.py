@@ -7,14 +7,13 @@ import signal
 
 import pytest
 
-from meshtest.agent import CAPABILITIES, binary
+from meshtest.agent import CAP_SYS_NICE, CAPABILITIES, binary
 from meshtest.host import poll, run
 from meshtest.native import native
 from meshtest.policies import config, service
 from meshtest.traffic import exchange
 
 NAMES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
-SYS_NICE = 1 << 23
 
 
 def tasks(agent):
@@ -67,7 +66,7 @@ def test_the_other_tests_run_it_confined(start_agent):
 
 def test_root_gives_up_what_it_does_not_need(start_agent, world):
     agent = start_agent(config(service()), capabilities=None)
-    check_threads(agent, CAPABILITIES | SYS_NICE)
+    check_threads(agent, CAPABILITIES | CAP_SYS_NICE)
     exchange(*world.pair("lo4", 9001))
     agent.expect_codes("web", {"200": 1})
 

@@ -2,11 +2,14 @@
 by nothing that is not a failure."""
 
 import errno
+import os
 import socket
 import time
 
 import pytest
 
+from meshtest.agent import CAP_SYS_NICE, CAPABILITIES
+from meshtest.host import poll
 from meshtest.policies import config, service
 from meshtest.traffic import GET, Knob, Server, connect_errno, exchange, http_server, receive, reset, time_to_first_byte
 
@@ -248,3 +251,24 @@ def test_the_decision_is_driven_by_the_sample(start_agent, world):
     begin = time.monotonic()
     assert agent.metrics().value("mesh_breaker_reaction_seconds_count") == 1
     assert agent.metrics().value("mesh_breaker_reaction_seconds_sum") < time.monotonic() - begin + 1
+
+
+def test_the_engine_goes_where_failures_are(start_agent, world):
+    """A real-time thread is woken where it last ran, and another CPU may take long to wake."""
+    agent = start_agent(config(service(consecutiveFailures=10_000)), capabilities=CAPABILITIES | CAP_SYS_NICE)
+    client, server = world.pair("lo4", 9001)
+    mine = os.sched_getaffinity(0)
+    allowed = os.sched_getaffinity(agent.process.pid)
+
+    def fails_beside_it():
+        exchange(client, server, 500)
+        return agent.cpu() == cpu
+
+    try:
+        for cpu in sorted(mine) * 2:
+            os.sched_setaffinity(0, {cpu})
+            poll(fails_beside_it)
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert os.sched_getaffinity(agent.process.pid) == allowed
+    assert agent.status()["privileges"]["calls_refused"] == 0

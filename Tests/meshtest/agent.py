@@ -24,6 +24,8 @@ PORT = 9464
 REQUESTS = "mesh_request_duration_seconds"
 # As in CapEff: CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF. It has to do with these.
 CAPABILITIES = 1 << 12 | 1 << 38 | 1 << 39
+# May raise its priority with this one.
+CAP_SYS_NICE = 1 << 23
 
 
 def binary(name, variable):
@@ -208,6 +210,11 @@ class Agent:
 
     def resume(self):
         self.signal(signal.SIGCONT)
+
+    def cpu(self):
+        """The CPU that the engine's thread runs on, or ran on last (proc(5), stat, processor)."""
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[36])
 
     def _state(self):
         with open(f"/proc/{self.process.pid}/stat") as file:

@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-#define MESH_ABI_VERSION 3
+#define MESH_ABI_VERSION 4
 
 /* Services are numbered from 1; 0 is `other`, what lies past the discovery cap. */
 #define MESH_SERVICE_OTHER 0
@@ -235,6 +235,9 @@ struct mesh_control {
 	uint32_t max_discovered;   /* how many it may give */
 	uint32_t discovered;	   /* how many it gave (the kernel writes this) */
 	uint32_t generation;	   /* of the endpoints: goes up with each change of them */
+	uint32_t waker_cpu; /* where the program ran that last woke the reader (the kernel writes
+			       this) */
+	uint32_t pad;
 };
 
 /* Index of the per-CPU `counters` array. */
@@ -276,7 +279,7 @@ _Static_assert(sizeof(struct mesh_prefix) == 24, "mesh_prefix");
 _Static_assert(sizeof(struct mesh_network) == 20, "mesh_network");
 _Static_assert(sizeof(struct mesh_breaker) == 64, "mesh_breaker");
 _Static_assert(sizeof(struct mesh_attempts) == 128, "mesh_attempts");
-_Static_assert(sizeof(struct mesh_control) == 64, "mesh_control");
+_Static_assert(sizeof(struct mesh_control) == 72, "mesh_control");
 _Static_assert(sizeof(struct mesh_connection_entry) == 104, "mesh_connection_entry");
 
 #endif

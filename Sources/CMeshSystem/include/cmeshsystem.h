@@ -3,6 +3,7 @@
 #define CMESHSYSTEM_H
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include <linux/if_ether.h>
@@ -97,6 +98,9 @@ int mesh_set_thread_name(const char *name);
  * Threads that it starts get none of it. Returns the errno value
  * of what could not be had. */
 int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time);
+/* Has the calling thread go on on a CPU, and leaves it all those that it may have. Nothing happens
+ * if that CPU is none of them. Returns whether it was on another one. */
+bool mesh_go_to_cpu(unsigned cpu);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
  */
 int mesh_raise_descriptor_limit(uint64_t wanted, uint64_t *limit);
