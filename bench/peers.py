@@ -20,6 +20,8 @@ from . import BUILD
 from .stage import BenchError, cpu_seconds, end
 
 REQUIREMENTS = pathlib.Path(__file__).with_name("requirements.txt")
+# Programs that do nothing at the hooks that the agent's are at.
+EMPTY = "empty programs"
 # The ports of service number n: its server's, and that at which a proxy takes its requests.
 SERVER, ENVOY, HAPROXY = 8100, 15100, 16100
 
@@ -118,7 +120,7 @@ class Ways:
 
     def open(self, name):
         ways = {
-            "direct": self.direct, "MeshAgent": self.meshagent, "empty programs": self.empty,
+            "direct": self.direct, "MeshAgent": self.meshagent, EMPTY: self.empty,
             "Envoy": self.envoy, "HAProxy": self.haproxy,
         }  # fmt: skip
         return ways[name]()
@@ -142,7 +144,7 @@ class Ways:
         try:
             if process.stdout.readline() != "ready\n":
                 raise BenchError("the empty programs could not be attached")
-            yield Way("empty programs", self.servers)
+            yield Way(EMPTY, self.servers)
         finally:
             process.stdin.close()
             process.wait(10)

@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import tempfile
 
-from meshtest.agent import CAPABILITIES, Agent
+from meshtest.agent import CAP_SYS_NICE, CAPABILITIES, Agent
 from meshtest.host import World, need, run
 
 from . import BUILD, ROOT
 
 NATIVE = ROOT / "bench" / "native"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
-CAP_SYS_NICE = 1 << 23
 LIBRARIES = ["-lpthread", "-lm", "-l:libbpf.a", "-l:libelf.a", "-l:libz.a"]
 
 

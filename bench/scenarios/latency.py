@@ -4,14 +4,15 @@ One connection asks again as soon as it has its answer, and 16 connections ask a
 MeshAgent, Envoy, HAProxy, and through nothing. Client and server share a CPU, and at one connection so does the
 proxy: no request waits for another CPU to wake up, which takes longer than all the rest and is the noise of
 a measurement like this. At a fixed rate the proxies have all CPUs. What is added is the difference to a direct
-run right beside it. Latencies are kept to the nanosecond (bench/native/load.c), each of them; h2load asks at
+run right beside it, which programs at the same hooks that do nothing are measured against as well: what the kernel
+itself takes for calling them. Latencies are kept to the nanosecond (bench/native/load.c), each of them; h2load asks at
 the same rate in bursts of one request for each of its connections, so that its latencies are those of a burst.
 """
 
 
 from ..figures import differences, median
 from ..load import PERCENTILES, h2load, load, of_h2load, of_load
-from ..peers import SERVER, Ways, in_turn, nginx, versions
+from ..peers import EMPTY, SERVER, Ways, in_turn, nginx, versions
 
 CPU = 0
 ONE, RATES, CONNECTIONS = "1 connection", {"2,000/s": 2000, "10,000/s": 10000}, 16
@@ -25,7 +26,7 @@ def run(stage, report):
     world = stage.world()
     stage.keep(nginx(stage, world, [SERVER], cpu=CPU))
     near, free = Ways(stage, world, [SERVER], cpu=CPU), Ways(stage, world, [SERVER])
-    found = {name: {case: [] for case in CASES} for name in ["direct", "MeshAgent", *PEERS]}
+    found = {name: {case: [] for case in CASES} for name in ["direct", "MeshAgent", EMPTY, *PEERS]}
 
     def one_connection(way):
         found[way.name][ONE].append(of_load(load(stage, world, way.ports, 1, 0.6, cpu=CPU)))
@@ -48,13 +49,14 @@ def run(stage, report):
                 fixed_rates(way)
 
     for number in range(PAIRS):
-        for name in in_turn(number):
+        pair = in_turn(number)
+        for name in [*pair, EMPTY] if number % 2 else [EMPTY, *pair]:
             leg(name)
         if number < PEER_ROUNDS:
             for name in PEERS:
                 leg(name)
 
-    added = {name: {} for name in ["MeshAgent", *PEERS]}
+    added = {name: {} for name in ["MeshAgent", EMPTY, *PEERS]}
     for case in CASES:
         for name, runs in found.items():
             for which in PERCENTILES:
@@ -65,7 +67,7 @@ def run(stage, report):
             for which in PERCENTILES:
                 direct = [run[which] for run in found["direct"][case]]
                 through = [run[which] for run in found[name][case]]
-                beside = direct if name == "MeshAgent" else [median(direct)] * len(through)
+                beside = [median(direct)] * len(through) if name in PEERS else direct
                 values = differences(zip(through, beside))
                 added[name][case][which] = values
                 report.row("added", "µs", values, case=case, way=name, percentile=which)

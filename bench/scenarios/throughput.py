@@ -17,7 +17,7 @@ import time
 
 from ..figures import median, ratios
 from ..load import wrk
-from ..peers import SERVER, Ways, in_turn, nginx, versions
+from ..peers import EMPTY, SERVER, Ways, in_turn, nginx, versions
 
 CONNECTIONS = [1, 4, 16, 64, 256]
 SHORT = "new each"
@@ -30,7 +30,6 @@ GROUPS = [(1, 4), (16, 64), (256, SHORT)]
 ALERT, FAILURES = 64, 3
 PAIRS, PEER_ROUNDS = 9, 3
 PEERS = ["Envoy", "HAProxy"]
-EMPTY = "empty programs"
 
 
 def run(stage, report):
