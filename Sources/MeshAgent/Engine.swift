@@ -311,6 +311,7 @@ final class Engine {
             _ = intake.count(record)
             finish()
         }
+        intake.endRun()
         // Before those maps are removed. From here on the state is of the new ones.
         commit(MonotonicClock.now())
         log.write(
@@ -515,6 +516,7 @@ final class Engine {
             decided -= wanted
             taken += wanted
         }
+        intake.endRun()
         if kernel.heldBytes >= Engine.commitBytes { commit(MonotonicClock.now()) }
         return taken
     }

@@ -89,6 +89,9 @@ struct Intake {
         return false
     }
 
+    /// Ends a run of records that were counted: figures are whole from then on, until the next is counted.
+    mutating func endRun() { traffic.endRun() }
+
     /// Follows a configuration: see `BreakerBook.configure`.
     mutating func configure(
         _ policies: [(service: UInt32, policy: BreakerPolicy)], share: Double, at now: UInt64

@@ -11,10 +11,10 @@ struct TransitionKey: Hashable {
     let reason: BreakerReason
 }
 
-/// All counts and histograms. Recording a sample of known series allocates nothing.
+/// All counts and histograms. Recording a sample of known series allocates nothing. They are whole after `endRun`.
 struct Traffic {
     private(set) var requests: SeriesTable
-    private(set) var connections: ConnectionTable
+    private var connectionTable: ConnectionTable
     /// How often breakers went from one state to another, by service, states and reason.
     private(set) var transitions: [TransitionKey: UInt64] = [:]
     private(set) var reactions = MetricsHistogram.breakerReaction
@@ -41,6 +41,11 @@ struct Traffic {
         /// The cgroup of its last sample, and the row of that connection; below 0: not its own, or there was none.
         var cgroup: UInt64 = 0
         var connectionRow: Int32 = -1
+        /// Whether it is among those that the end of the run settles.
+        var isUnsettled = false
+        /// The bytes that the samples of this run have told of, and that are not in that row yet.
+        var sentBytes: Int64 = 0
+        var receivedBytes: Int64 = 0
         /// The two kinds of requests that were last new, of that cgroup: many services have two usual codes.
         var known = (last: Known(), before: Known())
         var requests: UInt64 = 0
@@ -59,6 +64,8 @@ struct Traffic {
         }
     }
     private var recent: [Recent] = []
+    /// Those of which `recordAgain` has recorded samples in this run.
+    private var unsettled: [Int32] = []
     /// Of each, the service and the role: the index into `recentIndex`.
     private var recentKeys: [UInt32] = []
     private var dirty = DirtyRows()
@@ -73,7 +80,13 @@ struct Traffic {
         maxSeries = configuration.limits.maxSeries
         let bounds = SeriesTable.bounds(seconds: buckets)
         requests = SeriesTable(bounds: bounds, maxSeries: maxSeries)
-        connections = ConnectionTable(bounds: bounds, maxSeries: maxSeries)
+        connectionTable = ConnectionTable(bounds: bounds, maxSeries: maxSeries)
+    }
+
+    /// The counters of connections.
+    var connections: ConnectionTable {
+        assert(unsettled.isEmpty)
+        return connectionTable
     }
 
     /// Records one sample. `wallTime` is nanoseconds since 1970, `error` what `errors` counts.
@@ -82,18 +95,19 @@ struct Traffic {
         _ sample: Sample, workload: UInt32, wallTime: UInt64, error: Bool, mayRepeat: Bool
     ) {
         guard let index = index(sample.service, sample.role) else {
-            connections.record(sample, workload: workload)
+            connectionTable.record(sample, workload: workload)
             requests.record(sample, workload: workload, wallTime: wallTime)
             return
         }
         recent.withUnsafeMutableBufferPointer { recent in
             let recent = recent.baseAddress.unsafelyUnwrapped + index
             if recent.pointee.cgroup == sample.workload && recent.pointee.connectionRow >= 0 {
-                connections.record(sample, row: Int(recent.pointee.connectionRow))
+                connectionTable.record(sample, row: Int(recent.pointee.connectionRow))
             } else {
+                Traffic.settleBytes(of: recent, in: &connectionTable)
                 recent.pointee.cgroup = sample.workload
                 recent.pointee.connectionRow = Int32(
-                    connections.record(sample, workload: workload) ?? -1)
+                    connectionTable.record(sample, workload: workload) ?? -1)
                 recent.pointee.known = (Known(), Known())
             }
             if sample.kind == .request {
@@ -130,20 +144,54 @@ struct Traffic {
             }
             guard known.row >= 0 else { return false }
             let (time, duration) = (record.time, record.duration)
-            connections.record(
-                row: Int(recent.pointee.connectionRow), sentBytes: record.sentBytes,
-                receivedBytes: record.receivedBytes, retransmits: record.retransmits)
+            // What can be done once for all of a run is.
+            if !recent.pointee.isUnsettled {
+                recent.pointee.isUnsettled = true
+                unsettled.append(Int32(index))
+            }
+            recent.pointee.sentBytes += Int64(record.sentBytes)
+            recent.pointee.receivedBytes += Int64(record.receivedBytes)
+            if record.retransmits != 0 {
+                connectionTable.record(
+                    row: Int(recent.pointee.connectionRow), sentBytes: 0, receivedBytes: 0,
+                    retransmits: record.retransmits)
+            }
             requests.record(
                 row: Int(known.row), duration: duration, traceID: record.traceID,
                 wallTime: time &+ wallOffset)
-            dirty.mark(index)
             recent.pointee.count(duration: duration, error: known.isError, at: time)
             return true
         }
     }
 
+    /// Ends a run of samples: until then, `connections` lacks bytes of those that were recorded with `recordAgain`,
+    /// and what they have changed is not all known to be.
+    mutating func endRun() {
+        guard !unsettled.isEmpty else { return }
+        recent.withUnsafeMutableBufferPointer { recent in
+            for index in unsettled {
+                let recent = recent.baseAddress.unsafelyUnwrapped + Int(index)
+                Traffic.settleBytes(of: recent, in: &connectionTable)
+                recent.pointee.isUnsettled = false
+                dirty.mark(Int(index))
+            }
+        }
+        unsettled.removeAll(keepingCapacity: true)
+    }
+
+    private static func settleBytes(
+        of recent: UnsafeMutablePointer<Recent>, in table: inout ConnectionTable
+    ) {
+        let (sent, received) = (recent.pointee.sentBytes, recent.pointee.receivedBytes)
+        guard sent | received != 0 else { return }
+        table.record(
+            row: Int(recent.pointee.connectionRow), sentBytes: sent, receivedBytes: received, retransmits: 0)
+        (recent.pointee.sentBytes, recent.pointee.receivedBytes) = (0, 0)
+    }
+
     /// Forgets which samples were the last ones: rows were moved, or what is an error may have changed.
     mutating func forgetLast() {
+        assert(unsettled.isEmpty)
         for index in recent.indices {
             recent[index].known = (Known(), Known())
             recent[index].connectionRow = -1
@@ -206,7 +254,8 @@ struct Traffic {
     /// Ends the series of workloads that are long gone. `now` in monotonic nanoseconds.
     /// - Returns: Whether there were any.
     mutating func sweep(_ workloads: inout WorkloadDirectory, at now: UInt64) -> Bool {
-        let found = workloads.sweep(requests: &requests, connections: &connections, at: now)
+        assert(unsettled.isEmpty)
+        let found = workloads.sweep(requests: &requests, connections: &connectionTable, at: now)
         forgetLast()
         return found
     }
@@ -216,7 +265,7 @@ struct Traffic {
         if scope == .everything {
             boundsChanged = true
             requests.markAll()
-            connections.markAll()
+            connectionTable.markAll()
             dirty.markAll()
             changedTransitions = Set(transitions.keys)
             reactionsChanged = true
@@ -246,8 +295,9 @@ struct Traffic {
     mutating func saveCounts(to writer: inout StateWriter, rows limit: inout Int) {
         if boundsChanged { writer.append(.bounds(requests.bounds)) }
         boundsChanged = false
+        assert(unsettled.isEmpty)
         requests.save(to: &writer, rows: &limit)
-        connections.save(to: &writer, rows: &limit)
+        connectionTable.save(to: &writer, rows: &limit)
         recent.withUnsafeBufferPointer { recent in
             recentKeys.withUnsafeBufferPointer { keys in
                 dirty.take(&limit) { index in
@@ -266,7 +316,7 @@ struct Traffic {
         case .requests(let key, let values):
             return bounds != requests.bounds || requests.restore(key, values)
         case .connections(let key, let values):
-            return connections.restore(key, values, bounds: bounds)
+            return connectionTable.restore(key, values, bounds: bounds)
         case .totals(let service, let role, let requests, let errors):
             guard let index = index(service, role) else { return false }
             recent[index].requests = requests
@@ -285,7 +335,7 @@ struct Traffic {
     /// Takes over how many samples were counted under other series than their own.
     mutating func restore(_ counts: StateCounts) {
         requests.restore(dropped: counts.foldedRequests)
-        connections.restore(dropped: counts.foldedConnections)
+        connectionTable.restore(dropped: counts.foldedConnections)
     }
 
     /// Whether a reload changes what needs a restart.

@@ -82,7 +82,7 @@ public struct ConnectionTable: Sendable {
     /// The same for a sample whose row, 0 to `count` - 1, is known.
     public mutating func record(_ sample: Sample, row: Int) {
         record(
-            row: row, sentBytes: sample.sentBytes, receivedBytes: sample.receivedBytes,
+            row: row, sentBytes: Int64(sample.sentBytes), receivedBytes: Int64(sample.receivedBytes),
             retransmits: sample.retransmits)
         let base = row * stride
         switch sample.kind {
@@ -107,8 +107,8 @@ public struct ConnectionTable: Sendable {
         }
     }
 
-    /// Records what a connection of a row, 0 to `count` - 1, has sent and received.
-    public mutating func record(row: Int, sentBytes: Int32, receivedBytes: Int32, retransmits: Int32) {
+    /// Records what connections of a row, 0 to `count` - 1, have sent and received.
+    public mutating func record(row: Int, sentBytes: Int64, receivedBytes: Int64, retransmits: Int32) {
         dirty.mark(row)
         let base = row * stride
         // Signed: a sample may take back what another told too much (mesh_abi.h).

@@ -120,6 +120,8 @@ private func compare(maxSeries: Int, seed: UInt64) throws -> (decided: Int, coun
     var now = 1000 * second
     for number in 0..<60_000 {
         now += UInt64.random(in: 0...2_000_000, using: &random)
+        // A run of samples is of any length, and there is none while something else is done.
+        if number % 500 == 499 || Int.random(in: 0..<50, using: &random) == 0 { short.endRun() }
         // Longer than a window: what went wrong is forgotten, but for how often it did in a row.
         if Int.random(in: 0..<500, using: &random) == 0 { now += 3 * second }
         if number % 8_000 >= 7_000, number % 500 == 499 {
@@ -164,8 +166,11 @@ private func compare(maxSeries: Int, seed: UInt64) throws -> (decided: Int, coun
             try #require(work.0?.sample == work.1?.sample && work.0?.tuple == work.1?.tuple)
             try #require(!isFollowed || work.0?.tuple != nil || Sample(record: record) == nil)
         }
-        if number % 500 == 0 { try #require(counts(short, at: now) == counts(long, at: now), "\(number)") }
+        guard number % 500 == 0 else { continue }
+        short.endRun()
+        try #require(counts(short, at: now) == counts(long, at: now), "\(number)")
     }
+    short.endRun()
     try #require(counts(short, at: now) == counts(long, at: now))
     return (decided, counted)
 }

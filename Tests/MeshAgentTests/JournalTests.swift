@@ -110,6 +110,7 @@ private struct Agent {
         withUnsafeBytes(of: sample) { record in
             _ = intake.count(record)
             _ = intake.takeWork()
+            intake.endRun()
         }
     }
 
