@@ -145,21 +145,48 @@ int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time)
 	return result != 0 ? result : schedule(0, first);
 }
 
+/*
+ * Looks which CPUs somebody has chosen for the calling thread (taskset, CPUAffinity=): those, or
+ * all there ever are if nobody has. Those of a cpuset are no choice: it may change, and CPUs come
+ * and go.
+ */
+static bool learn_choice(cpu_set_t *has, cpu_set_t *choice)
+{
+	cpu_set_t may;
+
+	memset(choice, 0xff, sizeof(*choice));
+	/* What it may not have is left out. */
+	if (sched_setaffinity(0, sizeof(*choice), choice) != 0 ||
+		sched_getaffinity(0, sizeof(may), &may) != 0)
+		return false;
+	if (!CPU_EQUAL(&may, has)) {
+		*choice = *has;
+		return sched_setaffinity(0, sizeof(*choice), choice) == 0;
+	}
+	return true;
+}
+
 bool mesh_go_to_cpu(unsigned cpu)
 {
-	cpu_set_t all, one;
+	/* What one thread had and was chosen for it when it was here last. */
+	static cpu_set_t had, choice;
+	cpu_set_t has, one;
 
-	if (sched_getcpu() == (int)cpu)
+	if (sched_getcpu() == (int)cpu || cpu >= CPU_SETSIZE || !is_real_time())
 		return false;
-	/* On a machine with more CPUs than the set has room for, this fails, and nothing is
-	 * changed. */
-	if (sched_getaffinity(0, sizeof(all), &all) != 0 || cpu >= CPU_SETSIZE ||
-		!CPU_ISSET(cpu, &all))
-		return true;
+	/* On a machine with more CPUs than the set has room for, this fails. */
+	if (sched_getaffinity(0, sizeof(has), &has) != 0)
+		return false;
+	if (!CPU_EQUAL(&has, &had)) {
+		if (!learn_choice(&has, &choice))
+			return false;
+		had = has;
+	}
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
-	sched_setaffinity(0, sizeof(one), &one);
-	sched_setaffinity(0, sizeof(all), &all);
+	if (!CPU_ISSET(cpu, &has) || sched_setaffinity(0, sizeof(one), &one) != 0)
+		return false;
+	sched_setaffinity(0, sizeof(choice), &choice);
 	return true;
 }
 

@@ -247,11 +247,16 @@ extension Engine {
         return ["breakers": .array(sorted.map { breakerJSON($0, withHistory: false) })]
     }
 
+    /// The ID of a service, be it one that was discovered just now.
+    private func service(named name: String) -> UInt32? {
+        if let id = services.id(named: name) { return id }
+        drainAll()
+        return services.id(named: name)
+    }
+
     /// The slot of a service's breaker.
     func breaker(named name: String) throws(Refusal) -> Int {
-        guard let id = services.id(named: name) else {
-            throw .noService(name, among: services.activeNames)
-        }
+        guard let id = service(named: name) else { throw .noService(name, among: services.activeNames) }
         guard let slot = breakers.slot(of: id), breakers.slots[slot].breaker.policy.mode != .off else {
             throw .noBreaker(name)
         }
@@ -287,7 +292,7 @@ extension Engine {
 
     func flows(_ exchange: HTTPExchange) throws(Refusal) -> HTTPReply {
         let service = exchange.request.parameter("service")
-        if let service, services.id(named: service) == nil {
+        if let service, self.service(named: service) == nil {
             throw .noService(service, among: services.activeNames)
         }
         var trace: TraceID?

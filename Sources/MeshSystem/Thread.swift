@@ -51,9 +51,10 @@ public struct Thread: ~Copyable, Sendable {
         return result == 0 ? nil : SystemError("raise the priority of", "the thread", errno: result)
     }
 
-    /// Has the calling thread go on on a CPU, if that is one that it may have. It keeps all those: a real-time
-    /// thread is woken where it last ran, as long as nothing of its priority runs there (`select_task_rq_rt`).
-    /// - Returns: Whether it was on another one, which takes some tens of microseconds to change.
+    /// Has the calling thread, if it has real-time priority, go on on a CPU that it may have, and leaves it all those:
+    /// such a thread is woken where it last ran, as long as nothing of its priority or a higher one runs there
+    /// (`select_task_rq_rt`). For one thread of a process.
+    /// - Returns: Whether it went to another one, which takes some tens of microseconds.
     public static func go(toCPU cpu: UInt32) -> Bool { mesh_go_to_cpu(cpu) }
 
     /// CPU time that the calling thread has used so far, in nanoseconds.

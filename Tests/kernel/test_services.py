@@ -77,6 +77,14 @@ def test_names_of_discovered_services(start_agent, world, route, client_name):
     agent.expect_codes("*:9070", {}, {"200": 1})
 
 
+def test_a_discovered_service_is_known_at_once(start_agent, world):
+    """Its name comes through the ring buffer, which whoever asks for it does not wait for."""
+    agent = start_agent({})
+    for port in range(9070, 9080):
+        world.pair("lo4", port)
+        assert [flow["role"] for flow in agent.connections(f"127.0.0.1:{port}")] == ["client"]
+
+
 def test_discovered_services_refuse_overrides(start_agent, world):
     agent = start_agent({})
     exchange(*world.pair("lo4", 9070))

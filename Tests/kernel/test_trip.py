@@ -268,7 +268,16 @@ def test_the_engine_goes_where_failures_are(start_agent, world):
         for cpu in sorted(mine) * 2:
             os.sched_setaffinity(0, {cpu})
             poll(fails_beside_it)
+            poll(lambda: os.sched_getaffinity(agent.process.pid) == allowed)
+        # It stays where somebody wants it.
+        os.sched_setaffinity(agent.process.pid, {cpu})
+        os.sched_setaffinity(0, {min(mine)})
+        for _ in range(3):
+            exchange(client, server, 500)
+            # The second answer comes of a turn after the one that the failure began.
+            agent.status()
+            agent.status()
+        assert os.sched_getaffinity(agent.process.pid) == {cpu} and agent.cpu() == cpu
     finally:
         os.sched_setaffinity(0, mine)
-    assert os.sched_getaffinity(agent.process.pid) == allowed
     assert agent.status()["privileges"]["calls_refused"] == 0

@@ -5,9 +5,11 @@ services, until five answers in a row are failures (500), or five calls are slow
 With the deciding answer in hand it calls connect() until one is refused: the time from recv() to that
 refusal is the reaction. Each trial has a service, and a breaker, of its own. Envoy's outlier detection gets
 the same server, the same failures and the same background traffic, which does not pass through it: there the
-first refusal is the first 503 that it answers by itself. It has nothing that detects slow calls. "The machine" is
-without agent and proxy, in the same minutes: how long a thread of the highest real-time priority takes to run on
+first refusal is the first 503 that it answers by itself. It has nothing that detects slow calls. "The machine, idle"
+is without agent and proxy, in the same minutes: how long a thread of the highest real-time priority takes to run on
 another CPU once it is woken (bench/native/wakeup.c), which no decision of another thread can be sure to beat."""
+
+import os
 
 from meshtest.metrics import parse_text
 
@@ -18,7 +20,7 @@ from bench.peers import envoy
 RATES = [10, 1000, 50_000]
 CAUSES = {"failures": ["--status", 500], "slow calls": ["--status", 200, "--delay-us", 2000]}
 ROUNDS, TRIALS = 3, 60
-MACHINE = "the machine"
+MACHINE = "the machine, idle"
 ENVOY_TRIALS = 40
 REACTION = "mesh_breaker_reaction_seconds"
 # The ports at which Envoy listens and to which it goes, one of each for a trial.
@@ -66,7 +68,8 @@ def run(stage, report):
             )
 
     for number in range(ROUNDS):
-        woken += stage.measure(world, stage.program("wakeup"), "--trials", TRIALS)["seconds"]
+        if os.cpu_count() > 1:
+            woken += stage.measure(world, stage.program("wakeup"), "--trials", TRIALS)["seconds"]
         with stage.agent(world, services(len(RATES) * len(CAUSES) * TRIALS)) as agent:
             first = 0
             for rate in RATES:
@@ -87,7 +90,7 @@ def run(stage, report):
                         "--server", SERVES, "--first", ENVOY_TRIALS * index,
                     )  # fmt: skip
 
-    for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
+    for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")) if woken else ():
         report.row(label, "ms", [percentile(woken, q) * 1e3], cause=MACHINE, trials=len(woken))
     for (name, rate), seconds in measured.items():
         for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
@@ -127,7 +130,8 @@ def run(stage, report):
             for (cause, at), seconds in measured.items()
             if at == rate
         }
-        series[MACHINE] = [1e3 * s for s in thinned(woken)]
+        if woken:
+            series[MACHINE] = [1e3 * s for s in thinned(woken)]
         report.plot(
             f"{rate}", "cdf", f"From the deciding response to the first refusal, {rate:,} requests/s beside it",
             "ms", "share of trials", series, logx=True, limit=[1, "target: p99 ≤ 1 ms"],

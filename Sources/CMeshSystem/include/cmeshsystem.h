@@ -98,8 +98,9 @@ int mesh_set_thread_name(const char *name);
  * Threads that it starts get none of it. Returns the errno value
  * of what could not be had. */
 int mesh_favour_thread(int nice, uint64_t slice, uint64_t real_time);
-/* Has the calling thread go on on a CPU, and leaves it all those that it may have. Nothing happens
- * if that CPU is none of them. Returns whether it was on another one. */
+/* Has the calling thread, if it is a real-time one, go on on a CPU, and leaves it all those that it
+ * may have. Nothing happens if that CPU is none of them. Returns whether it went to another one.
+ * For one thread of a process. */
 bool mesh_go_to_cpu(unsigned cpu);
 /* Raises the soft limit to `wanted`, the hard one too where that is allowed; gives the new limit.
  */
