@@ -156,6 +156,9 @@ final class InterfaceAttachment {
     /// The marks of the filter, to be removed after it.
     private let marks: [String]
     private var filterTrouble: String?
+    /// The last check found that the interface has gone, of which it is not told yet. What could not be attached to
+    /// it again has no pins.
+    private var isGone = false
 
     init(_ link: Link, links: [Attachment]) {
         self.link = link
@@ -203,7 +206,8 @@ final class InterfaceAttachment {
         let faults =
             links.compactMap { $0.check() } + (mode == .clsact ? [checkFilter()].compactMap { $0 } : [])
         // Its going will be told.
-        if faults.contains(where: { $0.error?.errno == ENODEV }) { return nil }
+        isGone = faults.contains { $0.error?.errno == ENODEV }
+        if isGone { return nil }
         return faults.first { $0.error != nil } ?? faults.first
     }
 
@@ -235,11 +239,12 @@ final class InterfaceAttachment {
 
     /// How many of its pins and marks are gone.
     var missingPins: Int {
-        links.count(where: \.isPinMissing) + wantedMarks.count { !exists($0) }
+        isGone ? 0 : links.count(where: \.isPinMissing) + wantedMarks.count { !exists($0) }
     }
 
     /// Makes those anew.
     func restorePins() throws(SystemError) {
+        if isGone { return }
         for link in links { try link.restorePin() }
         for mark in wantedMarks { try PinDirectory.mark(mark) }
     }
