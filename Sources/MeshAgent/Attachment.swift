@@ -158,7 +158,7 @@ final class InterfaceAttachment {
     private var filterTrouble: String?
     /// The last check found that the interface has gone, of which it is not told yet. What could not be attached to
     /// it again has no pins.
-    private var isGone = false
+    private(set) var isGone = false
 
     init(_ link: Link, links: [Attachment]) {
         self.link = link
@@ -239,12 +239,11 @@ final class InterfaceAttachment {
 
     /// How many of its pins and marks are gone.
     var missingPins: Int {
-        isGone ? 0 : links.count(where: \.isPinMissing) + wantedMarks.count { !exists($0) }
+        links.count(where: \.isPinMissing) + wantedMarks.count { !exists($0) }
     }
 
     /// Makes those anew.
     func restorePins() throws(SystemError) {
-        if isGone { return }
         for link in links { try link.restorePin() }
         for mark in wantedMarks { try PinDirectory.mark(mark) }
     }

@@ -345,7 +345,7 @@ final class Attachments: @unchecked Sendable {
     /// Where nothing could be pinned at the start, nothing is missed.
     private func checkPins() -> Fault? {
         guard let pins, let pinSet else { return nil }
-        let there = present
+        let there = present.filter { !$0.isGone }
         let missing =
             pinSet.missing + cgroupLinks.count(where: \.isPinMissing)
             + there.reduce(0) { $0 + $1.missingPins }

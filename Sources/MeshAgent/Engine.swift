@@ -773,9 +773,7 @@ final class Engine {
             time: wallNow(), kind: .override, service: services.name(intake.breakers.slots[slot].service),
             from: before, to: forced.state, reason: .override, actor: actor, text: reason,
             expiresAt: wallNow() + duration)
-        note(event)
-        keep(slot, now)
-        announce(event)
+        keep(slot, now, event)
     }
 
     /// Ends an override.
@@ -784,22 +782,22 @@ final class Engine {
         let now = MonotonicClock.now()
         let before = intake.breakers.slots[slot].breaker
         tell(slot, intake.breakers.release(slot, at: now), sample: nil)
-        guard before.override != nil else { return keep(slot, now) }
+        guard before.override != nil else { return keep(slot, now, nil) }
         let breaker = intake.breakers.slots[slot]
         let event = BreakerEvent(
             time: wallNow(), kind: .overrideEnd, service: services.name(breaker.service),
             from: before.state, to: breaker.breaker.state, reason: .override, actor: actor)
-        note(event)
-        keep(slot, now)
-        announce(event)
+        keep(slot, now, event)
     }
 
-    /// Keeps what was forced on a breaker, then tells the kernel.
-    private func keep(_ slot: Int, _ now: UInt64) {
+    /// Keeps what was forced on a breaker, then tells the kernel, and all others last.
+    private func keep(_ slot: Int, _ now: UInt64, _ event: BreakerEvent?) {
+        if let event { note(event) }
         withheld = slot
         commit(now, .decisions)
         withheld = nil
         _ = write(slot)
+        if let event { announce(event) }
     }
 
     // MARK: - Traces and followers
