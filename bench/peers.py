@@ -105,9 +105,10 @@ class Way:
         return cpu_seconds(self.pid) if self.process else 0.0
 
 
-def in_turn(number):
-    """The two ways of a pair, either of them first in turn, so that a machine that drifts favours neither."""
-    return ["direct", "MeshAgent"] if number % 2 else ["MeshAgent", "direct"]
+def in_turn(number, *beside):
+    """The two ways of a pair, either of them first in turn, so that a machine that drifts favours neither; others are
+    behind them and before them in turn."""
+    return ["direct", "MeshAgent", *beside] if number % 2 else [*beside, "MeshAgent", "direct"]
 
 
 class Ways:

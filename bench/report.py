@@ -4,7 +4,7 @@ import json
 import operator
 
 from . import RESULTS, machine
-from .figures import median
+from .figures import median, percentile
 from .tables import file_of, page
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge}
@@ -29,6 +29,11 @@ class Report:
             }
         )  # fmt: skip
         return middle
+
+    def percentiles(self, seconds, **labels):
+        """Adds the lines of the median, p99 and the greatest of times, in ms."""
+        for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
+            self.row(label, "ms", percentile(seconds, q) * 1e3, **labels, trials=len(seconds))
 
     def target(self, what, value, op, limit, unit=""):
         """Holds a figure against what the project promises."""

@@ -43,6 +43,13 @@ static inline void sleep_for(uint64_t ns)
 	sleep_until(now_ns() + ns);
 }
 
+/* Between two trials, so many ms more or less: they are at no fixed place in the agent's and the
+ * background's periods. */
+static inline void pause_for(unsigned ms)
+{
+	sleep_for(ms * 500000ull + (uint64_t)rand() % (ms * 1000000ull + 1));
+}
+
 /* The endpoint of a service: 127.(first + n / 250).(n % 250).1, as the scenario configures it. */
 static inline struct sockaddr_in endpoint(unsigned first, unsigned number, uint16_t port)
 {

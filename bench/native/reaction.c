@@ -102,8 +102,7 @@ int main(int count, char **words)
 		else
 			never++;
 		admitted_all += admitted;
-		/* At no fixed place in the agent's and the background's periods. */
-		sleep_for(pause * 500000ull + (uint64_t)rand() % (pause * 1000000ull + 1));
+		pause_for(pause);
 	}
 	background.stopping = true;
 	printf("], \"waited\": [");

@@ -66,7 +66,7 @@ int main(int count, char **words)
 		while (!answered)
 			continue;
 		printf("%s%.9f", trial ? ", " : "", (answered - began) / 1e9);
-		sleep_for(pause * 500000ull + (uint64_t)rand() % (pause * 1000000ull + 1));
+		pause_for(pause);
 	}
 	printf("]}\n");
 	return 0;

@@ -49,8 +49,7 @@ def run(stage, report):
                 fixed_rates(way)
 
     for number in range(PAIRS):
-        pair = in_turn(number)
-        for name in [*pair, EMPTY] if number % 2 else [EMPTY, *pair]:
+        for name in in_turn(number, EMPTY):
             leg(name)
         if number < PEER_ROUNDS:
             for name in PEERS:

@@ -90,11 +90,10 @@ def run(stage, report):
                         "--server", SERVES, "--first", ENVOY_TRIALS * index,
                     )  # fmt: skip
 
-    for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")) if woken else ():
-        report.row(label, "ms", [percentile(woken, q) * 1e3], cause=MACHINE, trials=len(woken))
+    if woken:
+        report.percentiles(woken, cause=MACHINE)
     for (name, rate), seconds in measured.items():
-        for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
-            report.row(label, "ms", [percentile(seconds, q) * 1e3], cause=name, rate=rate, trials=len(seconds))
+        report.percentiles(seconds, cause=name, rate=rate)
         ran = [whole - wait for whole, wait in zip(seconds, waited[name, rate])]
         report.row("p99 without its waits for a CPU", "ms", [percentile(ran, 0.99) * 1e3], cause=name, rate=rate)
         report.row("kept by the hypervisor", "ms of a run", stolen[name, rate], cause=name, rate=rate)

@@ -70,8 +70,7 @@ def run(stage, report):
 
     for number in range(PAIRS):
         for group in GROUPS:
-            pair = in_turn(number)
-            for name in [*pair, EMPTY] if number % 2 else [EMPTY, *pair]:
+            for name in in_turn(number, EMPTY):
                 with ways.open(name) as way:
                     leg(way, group)
         if number < PEER_ROUNDS:

@@ -34,8 +34,7 @@ def run(stage, report):
                 first += TRIALS
         assert agent.status()["breakers"]["overridden"] == len(ways) * ROUNDS * TRIALS
     for way, values in seconds.items():
-        for q, label in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
-            report.row(label, "ms", percentile(values, q) * 1e3, way=way, trials=len(values))
+        report.percentiles(values, way=way)
     report.target("meshctl started to first refusal, p99", percentile(seconds["meshctl"], 0.99) * 1e3, "<=", 20, "ms")
     report.target(
         "request on the control socket to first refusal, p99",
